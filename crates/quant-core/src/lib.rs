@@ -1,0 +1,1 @@
+//! Number formats for small neural networks.
