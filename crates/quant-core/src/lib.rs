@@ -1,1 +1,44 @@
-//! Number formats for small neural networks.
+//! Number formats for small neural networks: INT1–8, FP8/FP6/FP4, MX, NVFP4, NF4, block floating
+//! point and ternary, packed to the bit.
+//!
+//! A [`Format`] is data with a textual name. [`PackedTensor::encode`] turns anything that is a
+//! [`Tensor`] into codes and scales whose layout is documented to the bit, and
+//! [`PackedTensor::footprint`] counts every byte of it.
+//!
+//! ```
+//! use quant_core::{Format, PackedTensor, Shaped};
+//!
+//! let weights: Vec<f32> = (0..512).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+//! let tensor = Shaped::new(&weights, &[4, 128])?;
+//!
+//! let packed = PackedTensor::encode(Format::INT4_G128, &tensor)?;
+//! assert_eq!(packed.footprint().bits_per_element(), 4.125);
+//!
+//! let back = packed.decode();
+//! assert!(weights.iter().zip(&back).all(|(a, b)| (a - b).abs() <= 0.06));
+//! # Ok::<(), quant_core::Error>(())
+//! ```
+
+mod bits;
+mod element;
+mod error;
+mod footprint;
+mod format;
+mod grid;
+mod layout;
+mod linear;
+mod name;
+mod packed;
+mod tensor;
+
+pub use element::{Codebook, FloatKind, Rounding};
+pub use error::Error;
+pub use footprint::Footprint;
+pub use format::{
+    Block, Element, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule, ScaleType, ZeroPoint,
+};
+pub use grid::{BlockParams, FormatGrid, Grid};
+pub use layout::Layout;
+pub use linear::Linear;
+pub use packed::{EncodeOptions, PackedTensor, fake_quantize};
+pub use tensor::{Scalar, ScalarType, Shaped, Tensor, TensorView};

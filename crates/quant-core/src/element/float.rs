@@ -1,0 +1,224 @@
+//! Floats of at most 16 bits: sign, exponent, mantissa, and the codes set aside for NaN and infinity.
+
+use super::Rounding;
+use crate::Overflow;
+
+/// A float format of at most 16 bits; layout is sign, exponent, mantissa from the most significant bit.
+///
+/// Sources: OCP "8-bit Floating Point" v1.0 (E4M3FN, E5M2), OCP "Microscaling Formats" v1.0 (FP6,
+/// FP4), arXiv 2206.02915 (FNUZ), IEEE 754.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FloatKind {
+    /// FP8 E4M3 of OCP: no infinity, NaN only at all ones; largest 448.
+    E4m3Fn,
+    /// FP8 E5M2 of OCP: IEEE-like; largest 57344.
+    E5m2,
+    /// E4M3 with bias 8, one NaN (0x80), no infinity, no −0; largest 240.
+    E4m3Fnuz,
+    /// E5M2 with bias 16, one NaN (0x80), no infinity, no −0; largest 57344.
+    E5m2Fnuz,
+    /// E4M3 with bias 11, one NaN (0x80), no infinity, no −0; largest 30.
+    E4m3B11Fnuz,
+    /// IEEE-like E4M3 with infinities; largest 240.
+    E4m3,
+    /// IEEE-like E3M4 with infinities; largest 15.5.
+    E3m4,
+    /// FP6 E2M3; largest 7.5.
+    E2m3,
+    /// FP6 E3M2; largest 28.
+    E3m2,
+    /// FP4 E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6.
+    E2m1,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// Which codes are not finite numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Special {
+    /// All exponent bits set: infinity, or NaN with a mantissa (IEEE).
+    Ieee,
+    /// All bits but the sign set: NaN.
+    AllOnes,
+    /// Only the code of −0: NaN.
+    NegativeZero,
+    /// None.
+    None,
+}
+
+impl FloatKind {
+    /// Every kind.
+    pub const ALL: [Self; 12] = [
+        Self::E4m3Fn,
+        Self::E5m2,
+        Self::E4m3Fnuz,
+        Self::E5m2Fnuz,
+        Self::E4m3B11Fnuz,
+        Self::E4m3,
+        Self::E3m4,
+        Self::E2m3,
+        Self::E3m2,
+        Self::E2m1,
+        Self::F16,
+        Self::Bf16,
+    ];
+
+    /// Exponent bits, mantissa bits, bias, special codes.
+    const fn parameters(self) -> (u32, u32, i32, Special) {
+        match self {
+            Self::E4m3Fn => (4, 3, 7, Special::AllOnes),
+            Self::E5m2 => (5, 2, 15, Special::Ieee),
+            Self::E4m3Fnuz => (4, 3, 8, Special::NegativeZero),
+            Self::E5m2Fnuz => (5, 2, 16, Special::NegativeZero),
+            Self::E4m3B11Fnuz => (4, 3, 11, Special::NegativeZero),
+            Self::E4m3 => (4, 3, 7, Special::Ieee),
+            Self::E3m4 => (3, 4, 3, Special::Ieee),
+            Self::E2m3 => (2, 3, 1, Special::None),
+            Self::E3m2 => (3, 2, 3, Special::None),
+            Self::E2m1 => (2, 1, 1, Special::None),
+            Self::F16 => (5, 10, 15, Special::Ieee),
+            Self::Bf16 => (8, 7, 127, Special::Ieee),
+        }
+    }
+
+    /// Bits a code.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        let (exponent, mantissa, ..) = self.parameters();
+        1 + exponent + mantissa
+    }
+
+    /// Mantissa bits, the hidden one not counted.
+    #[must_use]
+    pub const fn mantissa_bits(self) -> u32 {
+        self.parameters().1
+    }
+
+    /// Whether OCP Microscaling defines it as an element.
+    #[must_use]
+    pub const fn is_mx(self) -> bool {
+        matches!(self, Self::E4m3Fn | Self::E5m2 | Self::E2m3 | Self::E3m2 | Self::E2m1)
+    }
+
+    /// The largest finite value.
+    #[must_use]
+    pub fn max(self) -> f32 {
+        self.decode(self.max_code())
+    }
+
+    /// Code of the largest finite value.
+    const fn max_code(self) -> u16 {
+        let (exponent, mantissa, _, special) = self.parameters();
+        let all_ones = (1_u16 << (exponent + mantissa)) - 1;
+        match special {
+            Special::Ieee => all_ones - (1 << mantissa),
+            Special::AllOnes => all_ones - 1,
+            Special::NegativeZero | Special::None => all_ones,
+        }
+    }
+
+    /// The value of a code; bits above [`FloatKind::bits`] are ignored.
+    #[must_use]
+    pub fn decode(self, code: u16) -> f32 {
+        let (exponent_bits, mantissa_bits, bias, special) = self.parameters();
+        let sign_bit = 1_u16 << (exponent_bits + mantissa_bits);
+        let negative = code & sign_bit != 0;
+        let magnitude = code & (sign_bit - 1);
+        let is_nan = match special {
+            Special::Ieee if magnitude > self.max_code() => {
+                if magnitude == self.max_code() + 1 {
+                    return if negative { f32::NEG_INFINITY } else { f32::INFINITY };
+                }
+                true
+            }
+            Special::AllOnes => magnitude > self.max_code(),
+            Special::NegativeZero => negative && magnitude == 0,
+            Special::Ieee | Special::None => false,
+        };
+        if is_nan {
+            return f32::NAN;
+        }
+        let field = i32::from(magnitude >> mantissa_bits);
+        let fraction = f64::from(magnitude & ((1 << mantissa_bits) - 1));
+        let hidden = if field == 0 { 0.0 } else { f64::from(1_u16 << mantissa_bits) };
+        let quantum = exp2(field.max(1) - bias - mantissa_bits.cast_signed());
+        let value = (hidden + fraction) * quantum;
+        #[expect(clippy::cast_possible_truncation, reason = "every value of these formats is exact in f32")]
+        let value = value as f32;
+        if negative { -value } else { value }
+    }
+
+    /// The code of the value nearest to `x`, ties to even.
+    ///
+    /// −0 and underflow keep their sign except in the FNUZ formats. NaN becomes the format's NaN
+    /// (with the sign of `x`), or the largest finite value where there is none.
+    #[must_use]
+    pub fn encode(self, x: f32, overflow: Overflow) -> u16 {
+        self.encode_rounded(x, overflow, Rounding::NearestEven, 0)
+    }
+
+    /// The code of `x` under any rounding; `random` holds the bits of stochastic rounding.
+    ///
+    /// With `e = max(⌊log2|x|⌋, 1 − bias)`, the code without sign is
+    /// `((e − (1 − bias)) << mantissa_bits) + round(|x| / 2^(e − mantissa_bits))`: subnormals and
+    /// carries into the next binade need no case of their own.
+    #[must_use]
+    pub fn encode_rounded(self, x: f32, overflow: Overflow, rounding: Rounding, random: u32) -> u16 {
+        let (exponent_bits, mantissa_bits, bias, special) = self.parameters();
+        let sign = if x.is_sign_negative() { 1_u16 << (exponent_bits + mantissa_bits) } else { 0 };
+        if x.is_nan() {
+            return match special {
+                Special::NegativeZero => 1 << (exponent_bits + mantissa_bits),
+                Special::None => self.max_code(),
+                // All ones but the sign: a NaN of every format that has one, quiet in the IEEE ones.
+                Special::Ieee | Special::AllOnes if self.bits() < 16 => {
+                    sign | (sign_mask(exponent_bits + mantissa_bits))
+                }
+                Special::Ieee | Special::AllOnes => sign | (self.max_code() + 1) | (1 << (mantissa_bits - 1)),
+            };
+        }
+        let smallest = 1 - bias;
+        let exponent = exponent_of(x).max(smallest);
+        let q = if x.is_infinite() {
+            f64::INFINITY
+        } else {
+            f64::from(x.abs()) * exp2(mantissa_bits.cast_signed() - exponent)
+        };
+        let rounded = rounding.magnitude(q, x < 0.0, random);
+        let code = f64::from((exponent - smallest) << mantissa_bits) + rounded;
+        if code > f64::from(self.max_code()) {
+            return match (overflow, special) {
+                (Overflow::Saturate, _) | (_, Special::None) => sign | self.max_code(),
+                (_, Special::Ieee | Special::AllOnes) => sign | (self.max_code() + 1),
+                (_, Special::NegativeZero) => 1 << (exponent_bits + mantissa_bits),
+            };
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 <= code <= max_code, an integer"
+        )]
+        let code = code as u16;
+        if special == Special::NegativeZero && code == 0 { 0 } else { sign | code }
+    }
+}
+
+const fn sign_mask(bits: u32) -> u16 {
+    (1 << bits) - 1
+}
+
+/// 2^k as f64, exact for every normal exponent.
+pub(crate) fn exp2(k: i32) -> f64 {
+    f64::from_bits(u64::from((k + 1023).clamp(1, 2046).cast_unsigned()) << 52)
+}
+
+/// ⌊log2|x|⌋ of a finite non-zero f32, exactly; zero counts as the smallest subnormal.
+pub(crate) fn exponent_of(x: f32) -> i32 {
+    // Every f32 is a normal f64, so the exponent field is the answer.
+    let field = (f64::from(x).to_bits() >> 52) & 0x7ff;
+    #[expect(clippy::cast_possible_truncation, reason = "an 11-bit field")]
+    let exponent = field as i32 - 1023;
+    exponent.max(-149)
+}

@@ -1,0 +1,465 @@
+//! A tensor as codes, scales and zero points.
+
+use crate::bits::Packing;
+use crate::{
+    BlockParams, Error, Footprint, Format, FormatGrid, Grid, Layout, Rounding, Scale, ScaleType, Tensor, TensorView,
+    ZeroPoint,
+};
+use half::{bf16, f16};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::borrow::Cow;
+
+/// How to encode, beyond what the format says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct EncodeOptions {
+    /// Rounding of elements; scales are rounded as the format says.
+    pub rounding: Rounding,
+    /// Seed of stochastic rounding; element `i` uses word `i` of the ChaCha8 stream of this seed.
+    pub seed: u64,
+}
+
+/// A tensor stored in a [`Format`]; owned, or borrowed from a memory-mapped file.
+///
+/// The bytes of each section are described at [`Layout`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedTensor<'a> {
+    format: Format,
+    shape: Vec<usize>,
+    layout: Layout,
+    grid: FormatGrid,
+    codes: Cow<'a, [u8]>,
+    scales: Cow<'a, [u8]>,
+    zeros: Cow<'a, [u8]>,
+    second: Vec<f32>,
+}
+
+impl PackedTensor<'static> {
+    /// Quantizes a tensor, rounding to nearest even.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NonFinite`] or [`Error::OutOfRange`] naming the first bad element, [`Error::Empty`],
+    /// [`Error::InvalidFormat`], [`Error::ScaleOverflow`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use quant_core::{Format, PackedTensor, Shaped};
+    /// let x = [0.5_f32, -1.0, 3.0, 6.0];
+    /// let packed = PackedTensor::encode(Format::MXFP4, &Shaped::new(&x, &[1, 4])?)?;
+    /// assert_eq!(packed.decode(), x);
+    /// # Ok::<(), quant_core::Error>(())
+    /// ```
+    pub fn encode(format: Format, tensor: &impl Tensor) -> Result<Self, Error> {
+        Self::encode_with(format, tensor, EncodeOptions::default())
+    }
+
+    /// Quantizes a tensor with explicit options.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedTensor::encode`].
+    pub fn encode_with(format: Format, tensor: &impl Tensor, options: EncodeOptions) -> Result<Self, Error> {
+        let view = tensor.view();
+        let layout = Layout::new(format, view.shape())?;
+        let amax = if matches!(format.scale, Scale::E4m3(_)) { largest_magnitude(&view)? } else { 0.0 };
+        let grid = FormatGrid::new(format, amax)?;
+        let mut codes = vec![0; layout.code_bytes()];
+        let mut scales = vec![0; layout.scale_bytes()];
+        let mut zeros = vec![0; layout.zero_bytes()];
+        let mut bands = Band::split(&layout, &mut codes, &mut scales, &mut zeros);
+        for band in &mut bands {
+            band.encode(&view, &layout, &grid, options)?;
+        }
+        let second = if layout.second_len > 0 { vec![grid.tensor_scale()] } else { Vec::new() };
+        Ok(Self {
+            format,
+            shape: view.shape().to_vec(),
+            layout,
+            grid,
+            codes: codes.into(),
+            scales: scales.into(),
+            zeros: zeros.into(),
+            second,
+        })
+    }
+}
+
+impl<'a> PackedTensor<'a> {
+    /// Joins sections that were stored, checking every length and every scale.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SectionLen`] for a section of the wrong length, [`Error::ReservedScale`] for a NaN or
+    /// infinite scale, and the errors of [`Layout::new`].
+    pub fn from_sections(
+        format: Format,
+        shape: &[usize],
+        codes: impl Into<Cow<'a, [u8]>>,
+        scales: impl Into<Cow<'a, [u8]>>,
+        zeros: impl Into<Cow<'a, [u8]>>,
+        second: Vec<f32>,
+    ) -> Result<Self, Error> {
+        let layout = Layout::new(format, shape)?;
+        let (codes, scales, zeros) = (codes.into(), scales.into(), zeros.into());
+        let lengths = [
+            ("codes", layout.code_bytes(), codes.len()),
+            ("scales", layout.scale_bytes(), scales.len()),
+            ("zeros", layout.zero_bytes(), zeros.len()),
+            ("second", 4 * layout.second_len, 4 * second.len()),
+        ];
+        for (section, expected, found) in lengths {
+            if expected != found {
+                let (format, shape) = (format.to_string(), shape.to_vec());
+                return Err(Error::SectionLen { section, format, shape, expected, found });
+            }
+        }
+        if let Some(&value) = second.iter().find(|s| !s.is_finite()) {
+            return Err(Error::ReservedScale { block: 0, value });
+        }
+        let grid = FormatGrid::with_tensor_scale(format, second.first().copied().unwrap_or(1.0))?;
+        let tensor = Self { format, shape: shape.to_vec(), layout, grid, codes, scales, zeros, second };
+        for block in 0..layout.blocks() {
+            let params = tensor.params(block / layout.block_columns_count(), block % layout.block_columns_count());
+            if !params.scale.is_finite() || !params.zero.is_finite() {
+                return Err(Error::ReservedScale { block, value: params.scale });
+            }
+        }
+        Ok(tensor)
+    }
+
+    /// The format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The shape of the tensor it represents.
+    #[must_use]
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The grid its elements lie on.
+    #[must_use]
+    pub fn grid(&self) -> &FormatGrid {
+        &self.grid
+    }
+
+    /// The section of codes.
+    #[must_use]
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// The section of scales.
+    #[must_use]
+    pub fn scales(&self) -> &[u8] {
+        &self.scales
+    }
+
+    /// The section of zero points.
+    #[must_use]
+    pub fn zeros(&self) -> &[u8] {
+        &self.zeros
+    }
+
+    /// The f32 values of the section `second`.
+    #[must_use]
+    pub fn second(&self) -> &[f32] {
+        &self.second
+    }
+
+    /// The same tensor owning its bytes.
+    #[must_use]
+    pub fn into_owned(self) -> PackedTensor<'static> {
+        PackedTensor {
+            format: self.format,
+            shape: self.shape,
+            layout: self.layout,
+            grid: self.grid,
+            codes: self.codes.into_owned().into(),
+            scales: self.scales.into_owned().into(),
+            zeros: self.zeros.into_owned().into(),
+            second: self.second,
+        }
+    }
+
+    /// Every byte that is stored.
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        Footprint {
+            elements: (self.layout.rows * self.layout.columns) as u64,
+            codes: self.codes.len() as u64,
+            scales: self.scales.len() as u64,
+            zeros: self.zeros.len() as u64,
+            other: 4 * self.second.len() as u64,
+        }
+    }
+
+    /// The parameters of one block.
+    ///
+    /// # Panics
+    ///
+    /// When the block does not exist.
+    #[must_use]
+    pub fn params(&self, block_row: usize, block_column: usize) -> BlockParams {
+        let scales = &self.scales[block_row * self.layout.scale_row_bytes..][..self.layout.scale_row_bytes];
+        let zeros = &self.zeros[block_row * self.layout.zero_row_bytes..][..self.layout.zero_row_bytes];
+        let scale_code = read_scale(self.format.scale, scales, block_column);
+        let zero = match self.format.zero_point() {
+            ZeroPoint::None => 0.0,
+            ZeroPoint::Integer { bits } => f32::from(read_bits(zeros, block_column, u32::from(bits))),
+            ZeroPoint::Float(kind) => float_from_bits(kind, read_float(kind, zeros, block_column)),
+        };
+        self.grid.params_from_stored(scale_code, zero)
+    }
+
+    /// Writes the unpacked codes of one row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Row`] and [`Error::OutputLen`].
+    pub fn row_codes(&self, row: usize, out: &mut [u16]) -> Result<(), Error> {
+        self.check_row(row, out.len())?;
+        let bytes = &self.codes[row * self.layout.code_row_bytes..][..self.layout.code_row_bytes];
+        self.format.packing().unpack(bytes, 0, out);
+        Ok(())
+    }
+
+    /// Writes the values of one row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Row`] when the row does not exist, [`Error::OutputLen`] when `out` is not one row long.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<(), Error> {
+        let mut codes = vec![0; out.len()];
+        self.row_codes(row, &mut codes)?;
+        let width = self.layout.block_columns;
+        for (block, (codes, out)) in codes.chunks(width).zip(out.chunks_mut(width)).enumerate() {
+            let params = self.params(row / self.layout.block_rows, block);
+            for (&code, value) in codes.iter().zip(out) {
+                *value = self.grid.decode_one(code, &params);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all values in row-major order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutputLen`] when `out` does not hold exactly the elements of the tensor.
+    pub fn decode_into(&self, out: &mut [f32]) -> Result<(), Error> {
+        let expected = self.layout.rows * self.layout.columns;
+        if out.len() != expected {
+            return Err(Error::OutputLen { expected, found: out.len() });
+        }
+        for (row, values) in out.chunks_exact_mut(self.layout.columns).enumerate() {
+            self.decode_row(row, values)?;
+        }
+        Ok(())
+    }
+
+    /// All values in row-major order.
+    #[must_use]
+    pub fn decode(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.layout.rows * self.layout.columns];
+        let done = self.decode_into(&mut out);
+        debug_assert!(done.is_ok(), "the output was made for this tensor");
+        out
+    }
+
+    fn check_row(&self, row: usize, len: usize) -> Result<(), Error> {
+        if row >= self.layout.rows {
+            return Err(Error::Row { row, rows: self.layout.rows });
+        }
+        if len != self.layout.columns {
+            return Err(Error::OutputLen { expected: self.layout.columns, found: len });
+        }
+        Ok(())
+    }
+}
+
+/// What a tensor becomes when it is encoded and decoded again, row-major.
+///
+/// # Errors
+///
+/// As [`PackedTensor::encode`].
+pub fn fake_quantize(format: Format, tensor: &impl Tensor) -> Result<Vec<f32>, Error> {
+    Ok(PackedTensor::encode(format, tensor)?.decode())
+}
+
+/// One row of blocks and the bytes it is written to.
+struct Band<'a> {
+    first_row: usize,
+    rows: usize,
+    codes: &'a mut [u8],
+    scales: &'a mut [u8],
+    zeros: &'a mut [u8],
+}
+
+impl<'a> Band<'a> {
+    fn split(layout: &Layout, mut codes: &'a mut [u8], mut scales: &'a mut [u8], mut zeros: &'a mut [u8]) -> Vec<Self> {
+        let mut bands = Vec::with_capacity(layout.block_rows_count());
+        for first_row in (0..layout.rows).step_by(layout.block_rows) {
+            let rows = layout.block_rows.min(layout.rows - first_row);
+            let (band_codes, band_scales, band_zeros);
+            (band_codes, codes) = codes.split_at_mut(rows * layout.code_row_bytes);
+            (band_scales, scales) = scales.split_at_mut(layout.scale_row_bytes);
+            (band_zeros, zeros) = zeros.split_at_mut(layout.zero_row_bytes);
+            bands.push(Self { first_row, rows, codes: band_codes, scales: band_scales, zeros: band_zeros });
+        }
+        bands
+    }
+
+    fn encode(
+        &mut self,
+        view: &TensorView<'_>,
+        layout: &Layout,
+        grid: &FormatGrid,
+        options: EncodeOptions,
+    ) -> Result<(), Error> {
+        let columns = layout.columns;
+        let mut values = vec![0.0; self.rows * columns];
+        for (row, values) in values.chunks_exact_mut(columns).enumerate() {
+            view.read_row(self.first_row + row, values)?;
+        }
+        let mut codes = vec![0_u16; self.rows * columns];
+        let mut block_values = Vec::with_capacity(self.rows * layout.block_columns);
+        let mut random = RandomBits::new(options, self.first_row * columns);
+        let first_block = self.first_row / layout.block_rows * layout.block_columns_count();
+        let mut params = Vec::with_capacity(layout.block_columns_count());
+        for start in (0..columns).step_by(layout.block_columns) {
+            let end = columns.min(start + layout.block_columns);
+            block_values.clear();
+            for row in values.chunks_exact(columns) {
+                block_values.extend_from_slice(&row[start..end]);
+            }
+            params.push(grid.fit(&block_values, 1.0).map_err(|e| e.offset_block(first_block + params.len()))?);
+        }
+        for (row, codes) in values.chunks_exact(columns).zip(codes.chunks_exact_mut(columns)) {
+            for (column, (&x, code)) in row.iter().zip(codes).enumerate() {
+                let params = &params[column / layout.block_columns];
+                *code = grid.encode_one(x, params, options.rounding, random.next());
+            }
+        }
+        let packing = grid.format().packing();
+        for (codes, bytes) in codes.chunks_exact(columns).zip(self.codes.chunks_exact_mut(layout.code_row_bytes)) {
+            packing.pack(codes, bytes);
+        }
+        write_scales(grid.format(), &params, self.scales);
+        write_zeros(grid.format(), &params, self.zeros);
+        Ok(())
+    }
+}
+
+/// The random bits of consecutive elements.
+struct RandomBits {
+    rng: Option<(ChaCha8Rng, u32)>,
+}
+
+impl RandomBits {
+    fn new(options: EncodeOptions, first_element: usize) -> Self {
+        let Rounding::Stochastic { bits } = options.rounding else { return Self { rng: None } };
+        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+        rng.set_word_pos(first_element as u128);
+        Self { rng: Some((rng, 32 - u32::from(bits.clamp(1, 24)))) }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.rng.as_mut().map_or(0, |(rng, shift)| rng.next_u32() >> *shift)
+    }
+}
+
+fn largest_magnitude(view: &TensorView<'_>) -> Result<f32, Error> {
+    let mut row_values = vec![0.0; view.row_len()];
+    let mut amax = 0.0_f32;
+    for row in 0..view.rows() {
+        view.read_row(row, &mut row_values)?;
+        amax = row_values.iter().fold(amax, |m, x| m.max(x.abs()));
+    }
+    Ok(amax)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "scale codes are stored in as many bits as their kind has")]
+fn write_scales(format: Format, params: &[BlockParams], out: &mut [u8]) {
+    match format.scale {
+        Scale::None => {}
+        Scale::Float(kind) => {
+            for (p, bytes) in params.iter().zip(out.chunks_exact_mut(kind.bytes())) {
+                bytes.copy_from_slice(&p.scale_code.to_le_bytes()[..kind.bytes()]);
+            }
+        }
+        Scale::E8m0(_) | Scale::E4m3(_) | Scale::Double => {
+            for (p, byte) in params.iter().zip(out) {
+                *byte = p.scale_code as u8;
+            }
+        }
+        Scale::Exponent(bits) => {
+            let codes: Vec<u16> = params.iter().map(|p| p.scale_code as u16).collect();
+            Packing::Bits(u32::from(bits)).pack(&codes, out);
+        }
+    }
+}
+
+fn write_zeros(format: Format, params: &[BlockParams], out: &mut [u8]) {
+    match format.zero_point() {
+        ZeroPoint::None => {}
+        ZeroPoint::Integer { bits } => {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "integer zero points lie in 0..2^bits"
+            )]
+            let codes: Vec<u16> = params.iter().map(|p| p.zero as u16).collect();
+            Packing::Bits(u32::from(bits)).pack(&codes, out);
+        }
+        ZeroPoint::Float(kind) => {
+            for (p, bytes) in params.iter().zip(out.chunks_exact_mut(kind.bytes())) {
+                match kind {
+                    ScaleType::F32 => bytes.copy_from_slice(&p.zero.to_le_bytes()),
+                    ScaleType::F16 => bytes.copy_from_slice(&f16::from_f32(p.zero).to_le_bytes()),
+                    ScaleType::Bf16 => bytes.copy_from_slice(&bf16::from_f32(p.zero).to_le_bytes()),
+                }
+            }
+        }
+    }
+}
+
+fn read_scale(scale: Scale, bytes: &[u8], index: usize) -> u32 {
+    match scale {
+        Scale::None => 0,
+        Scale::Float(kind) => read_float(kind, bytes, index),
+        Scale::E8m0(_) | Scale::E4m3(_) | Scale::Double => u32::from(bytes[index]),
+        Scale::Exponent(bits) => u32::from(read_bits(bytes, index, u32::from(bits))),
+    }
+}
+
+fn read_bits(bytes: &[u8], index: usize, bits: u32) -> u16 {
+    let mut code = [0];
+    Packing::Bits(bits).unpack(bytes, index, &mut code);
+    code[0]
+}
+
+fn read_float(kind: ScaleType, bytes: &[u8], index: usize) -> u32 {
+    let mut word = [0; 4];
+    word[..kind.bytes()].copy_from_slice(&bytes[index * kind.bytes()..][..kind.bytes()]);
+    u32::from_le_bytes(word)
+}
+
+fn float_from_bits(kind: ScaleType, bits: u32) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "two-byte floats")]
+    match kind {
+        ScaleType::F32 => f32::from_bits(bits),
+        ScaleType::F16 => f16::from_bits(bits as u16).to_f32(),
+        ScaleType::Bf16 => bf16::from_bits(bits as u16).to_f32(),
+    }
+}
