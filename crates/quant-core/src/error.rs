@@ -66,6 +66,20 @@ pub enum Error {
         /// Elements the slice holds.
         found: usize,
     },
+    /// Two slices that are compared element by element differ in length.
+    #[error("{left} elements cannot be compared with {right}")]
+    LengthMismatch {
+        /// Elements of the first slice.
+        left: usize,
+        /// Elements of the second slice.
+        right: usize,
+    },
+    /// The order of a norm is not a finite number from 1 on.
+    #[error("there is no norm of order {p}; it must be finite and at least 1")]
+    NormOrder {
+        /// The order that was asked for.
+        p: f64,
+    },
     /// A row index lies outside the tensor.
     #[error("row {row} does not exist; the tensor has {rows} rows")]
     Row {

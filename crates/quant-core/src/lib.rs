@@ -27,6 +27,7 @@ mod format;
 mod grid;
 mod layout;
 mod linear;
+pub mod metrics;
 mod name;
 mod packed;
 mod tensor;
