@@ -30,6 +30,7 @@ mod linear;
 pub mod metrics;
 mod name;
 mod packed;
+pub mod qsnr;
 mod tensor;
 
 pub use element::{Codebook, FloatKind, Rounding};
