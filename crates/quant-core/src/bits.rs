@@ -1,6 +1,92 @@
-//! The little-endian bit stream: code `i` of `b` bits takes bits `[i·b, i·b + b)`; bit `k` of the
-//! stream is bit `k % 8` of byte `k / 8`. Ternary codes go five to a byte in base 3, the first digit
-//! least significant.
+//! The bit streams in which codes are stored.
+//!
+//! *Bits*: a little-endian stream; code `i` of `b` bits takes bits `[i·b, i·b + b)`, and bit `k` of
+//! the stream is bit `k % 8` of byte `k / 8`. Read as little-endian 32-bit words this is the packing
+//! of compressed-tensors, GPTQ and MLX; for 4 bits the even element is in the low nibble.
+//!
+//! *Trits*: five base-3 digits a byte, the first digit least significant (`3^5 = 243 ≤ 256`).
+
+use crate::Error;
+
+/// Bytes of `count` codes of `bits` bits, 1 to 16.
+///
+/// # Errors
+///
+/// [`Error::CodeBits`] for another width, [`Error::SizeOverflow`] when the length overflows.
+pub fn packed_len(bits: u32, count: usize) -> Result<usize, Error> {
+    check(bits)?;
+    Packing::Bits(bits).bytes(count).ok_or_else(|| Error::SizeOverflow { shape: vec![count] })
+}
+
+/// Packs codes of `bits` bits, 1 to 16; higher bits of a code are ignored, unused bits of the last
+/// byte are zero.
+///
+/// ```
+/// use quant_core::bits;
+/// assert_eq!(bits::pack(4, &[1, 2, 3])?, [0x21, 0x03]);
+/// assert_eq!(bits::unpack(4, &[0x21, 0x03], 3)?, [1, 2, 3]);
+/// # Ok::<(), quant_core::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// As [`packed_len`].
+pub fn pack(bits: u32, codes: &[u16]) -> Result<Vec<u8>, Error> {
+    let mut out = vec![0; packed_len(bits, codes.len())?];
+    Packing::Bits(bits).pack(codes, &mut out);
+    Ok(out)
+}
+
+/// Unpacks `count` codes of `bits` bits, 1 to 16, from the start of `bytes`.
+///
+/// # Errors
+///
+/// As [`packed_len`], and [`Error::PackedLen`] when there are too few bytes.
+pub fn unpack(bits: u32, bytes: &[u8], count: usize) -> Result<Vec<u16>, Error> {
+    let expected = packed_len(bits, count)?;
+    if bytes.len() < expected {
+        return Err(Error::PackedLen { count, expected, found: bytes.len() });
+    }
+    let mut codes = vec![0; count];
+    Packing::Bits(bits).unpack(bytes, 0, &mut codes);
+    Ok(codes)
+}
+
+/// Packs base-3 digits, five to a byte; digits are taken modulo 3.
+///
+/// ```
+/// use quant_core::bits;
+/// assert_eq!(bits::pack_trits(&[2, 0, 1]), [2 + 0 * 3 + 1 * 9]);
+/// assert_eq!(bits::unpack_trits(&[11], 3)?, [2, 0, 1]);
+/// # Ok::<(), quant_core::Error>(())
+/// ```
+#[must_use]
+pub fn pack_trits(digits: &[u16]) -> Vec<u8> {
+    let mut out = vec![0; digits.len().div_ceil(5)];
+    let digits: Vec<u16> = digits.iter().map(|digit| digit % 3).collect();
+    Packing::Trits.pack(&digits, &mut out);
+    out
+}
+
+/// Unpacks `count` base-3 digits from the start of `bytes`. Every byte has a reading: above 242 the
+/// last digit wraps.
+///
+/// # Errors
+///
+/// [`Error::PackedLen`] when there are too few bytes.
+pub fn unpack_trits(bytes: &[u8], count: usize) -> Result<Vec<u16>, Error> {
+    let expected = count.div_ceil(5);
+    if bytes.len() < expected {
+        return Err(Error::PackedLen { count, expected, found: bytes.len() });
+    }
+    let mut digits = vec![0; count];
+    Packing::Trits.unpack(bytes, 0, &mut digits);
+    Ok(digits)
+}
+
+fn check(bits: u32) -> Result<(), Error> {
+    if (1..=16).contains(&bits) { Ok(()) } else { Err(Error::CodeBits { bits }) }
+}
 
 /// How codes lie in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +112,9 @@ impl Packing {
         match self {
             Self::Bits(bits) => {
                 let (mut pending, mut filled, mut bytes) = (0_u32, 0, out.iter_mut());
+                let mask = (1_u32 << bits) - 1;
                 for &code in codes {
-                    pending |= u32::from(code) << filled;
+                    pending |= (u32::from(code) & mask) << filled;
                     filled += bits;
                     while filled >= 8 {
                         if let Some(byte) = bytes.next() {

@@ -118,6 +118,56 @@ pub enum Error {
         /// Bytes that were given.
         found: usize,
     },
+    /// Codes of this width do not exist.
+    #[error("codes have 1 to 16 bits, not {bits}")]
+    CodeBits {
+        /// The width that was asked for.
+        bits: u32,
+    },
+    /// A bit stream is too short.
+    #[error("{count} packed codes take {expected} bytes but {found} were given")]
+    PackedLen {
+        /// Codes that were asked for.
+        count: usize,
+        /// Bytes they take.
+        expected: usize,
+        /// Bytes that were given.
+        found: usize,
+    },
+    /// A code is not one of the format's.
+    #[error("code {code} at position {index} is not below {limit}, the number of codes of the format {format}")]
+    Code {
+        /// Row-major position of the code.
+        index: usize,
+        /// The code.
+        code: u16,
+        /// Number of codes.
+        limit: u32,
+        /// The format, as text.
+        format: String,
+    },
+    /// The number of block parameters is not the number of blocks.
+    #[error("a {format} tensor of shape {shape:?} has {expected} blocks but parameters of {found} were given")]
+    Blocks {
+        /// The format, as text.
+        format: String,
+        /// Shape of the tensor.
+        shape: Vec<usize>,
+        /// Blocks of the tensor.
+        expected: usize,
+        /// Parameters that were given.
+        found: usize,
+    },
+    /// Dropping bits is defined only for formats whose codes nest.
+    #[error("{format} cannot be cut to {bits} magnitude bits: {reason}")]
+    Truncate {
+        /// The format, as text.
+        format: String,
+        /// Bits that were asked for.
+        bits: u8,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A stored scale is NaN, infinite or a reserved code.
     #[error("the scale of block {block} is {value}, which no encoder writes")]
     ReservedScale {

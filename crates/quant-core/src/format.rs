@@ -49,8 +49,20 @@ pub enum Element {
         /// Magnitude bits, 1 to 9, the leading one included.
         bits: u8,
     },
-    /// −1, 0 or +1 times the scale; five codes a byte.
-    Ternary,
+    /// Three levels, five codes a byte.
+    Ternary(TernaryRule),
+}
+
+/// How the scale of three levels follows from the values of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum TernaryRule {
+    /// −1, 0, 1 times the mean magnitude: `s = 1/max(mean|x|, 1e-5)`, codes `clamp(rne(x·s), ±1)` (BitNet b1.58).
+    #[default]
+    Mean,
+    /// −1, 0, 1 times the largest magnitude.
+    Max,
+    /// Least value, middle and largest value: `s = max((hi − lo)/2, 1e-5)`, `x ≈ q·s + lo` (SKVQ's "1.5 bit").
+    Min,
 }
 
 /// How the scale (and zero point) of an integer block follows from its values.
@@ -60,15 +72,19 @@ pub enum Element {
 pub enum IntRule {
     /// `s = max|x| / Q`, codes clamped to ±Q (`-2^(b−1)` never occurs). One bit: sign times mean magnitude.
     Restricted,
-    /// `s = max|x| / ((2^b − 1)/2)`, codes in `[−2^(b−1), 2^(b−1) − 1]` (compressed-tensors).
+    /// `s = max|x| / ((2^b − 1)/2)`, codes in `[−2^(b−1), 2^(b−1) − 1]`.
     Full,
+    /// As `Full` in the arithmetic of compressed-tensors: the quotient `x/s` too is rounded to the
+    /// type of the scale, and a zero scale becomes the epsilon of that type.
+    CtSym,
     /// GPTQ's symmetric rule: as `Full`, but a block without negative values keeps `lo = 0`.
     GptqSym,
     /// AWQ's symmetric rule: `s = max(max|x|, 1e-5) / Q`, codes down to `−2^(b−1)`.
     AwqSym,
     /// `s = (hi − lo) / (2^b − 1)` with 0 in the range, `z = rne(−lo/s)`, codes `clamp(rne(x/s) + z)` (GPTQ).
     Asymmetric,
-    /// Compressed-tensors' asymmetric rule: the zero point is added before clamping and rounding.
+    /// Compressed-tensors' asymmetric rule: the zero point is added before clamping and rounding,
+    /// and every step is rounded to the type of the scale.
     CtAsym,
     /// AWQ's asymmetric rule: the range need not include 0.
     AwqAsym,
@@ -146,8 +162,11 @@ pub enum ScaleRule {
     Floor,
     /// `E + (M ≠ 0) − emax`.
     Ceil,
-    /// `max|x|` is first rounded to the element's mantissa; compressed-tensors and vLLM.
+    /// `max|x|` is first rounded to the element's mantissa, half up in magnitude (torchao).
     Even,
+    /// As `Even`, but FP8 elements count one mantissa bit and FP4 drops the sign of −0
+    /// (compressed-tensors, so that files equal those made for vLLM).
+    EvenCt,
     /// `⌈log2(max|x| / largest element)⌉`: nothing saturates ("INT v.s. FP", eq. 9).
     RCeil,
     /// `⌊log2(max|x| / largest element)⌋`.
@@ -167,15 +186,20 @@ pub enum NvRule {
     Standard,
     /// torchao, two-level: scale at least 2^-6, elements `x·((1/g)/scale)`.
     TorchAo,
-    /// torchao, single-level: no tensor scale.
+    /// torchao, single-level: no tensor scale, scale in `[2^-6, 448]`, elements `x·(1/scale)`.
     TorchAoSingle,
-    /// ModelOpt: scale `E4M3(amax_b/(m·g))`, zero blocks get 1.
+    /// ModelOpt: scale `E4M3(amax_b/(m·g))`, zero blocks get 1; no −0 from exact zeros.
     ModelOpt,
-    /// compressed-tensors: the reciprocal `G = 448·m·(1/amax)` is stored; zero scales become 0.125.
+    /// compressed-tensors: the reciprocal `G = 448·m·(1/amax)` is stored, scale `E4M3(G·(amax_b/m))`,
+    /// zero scales become 0.125; `x/(scale/G)`, no −0 from exact zeros.
     CompressedTensors,
-    /// MLX: `amax` itself is the tensor scale.
+    /// MLX with a global scale: `amax` itself is stored, `r = 448·m/amax`, scale `E4M3((amax_b/m)·r)`,
+    /// elements `x/(scale/r)`, no −0.
     Mlx,
-    /// "INT v.s. FP": `g = max_b(amax_b/m)/448`, the product of both scales rounded to bf16.
+    /// MLX without: scale `E4M3(amax_b/m)`, no tensor scale, no −0.
+    MlxSingle,
+    /// "INT v.s. FP" (arXiv 2510.25602), reference code: `g = (amax/m)/448`, scale `E4M3((amax_b/m)/g)`,
+    /// elements over and times `max(bf16(bf16(g)·scale), bf16(1e-25))`.
     PaperBf16,
 }
 
@@ -245,8 +269,11 @@ impl Format {
         scale: Scale::Float(ScaleType::F32),
     };
     /// Ternary weights with one mean-magnitude scale a tensor (BitNet b1.58).
-    pub const TERNARY: Self =
-        Self { element: Element::Ternary, block: Block::Tensor, scale: Scale::Float(ScaleType::F32) };
+    pub const TERNARY: Self = Self {
+        element: Element::Ternary(TernaryRule::Mean),
+        block: Block::Tensor,
+        scale: Scale::Float(ScaleType::F32),
+    };
 
     /// Bits one code takes before packing; ternary codes take 2 when unpacked and 1.6 when packed.
     #[must_use]
@@ -256,7 +283,7 @@ impl Format {
             Element::Float { kind, .. } => kind.bits(),
             Element::Codebook(_) => 4,
             Element::Magnitude { bits } => u32::from(bits) + 1,
-            Element::Ternary => 2,
+            Element::Ternary(_) => 2,
         }
     }
 
@@ -267,8 +294,11 @@ impl Format {
             (Element::Int { bits, rule }, Scale::Float(kind)) => match rule {
                 IntRule::Asymmetric | IntRule::CtAsym | IntRule::AwqAsym => ZeroPoint::Integer { bits },
                 IntRule::FloatMin | IntRule::Mlx => ZeroPoint::Float(kind),
-                IntRule::Restricted | IntRule::Full | IntRule::GptqSym | IntRule::AwqSym => ZeroPoint::None,
+                IntRule::Restricted | IntRule::Full | IntRule::CtSym | IntRule::GptqSym | IntRule::AwqSym => {
+                    ZeroPoint::None
+                }
             },
+            (Element::Ternary(TernaryRule::Min), Scale::Float(kind)) => ZeroPoint::Float(kind),
             _ => ZeroPoint::None,
         }
     }
@@ -295,7 +325,7 @@ impl Format {
             }
             (Element::Int { bits: 1, rule: IntRule::AwqSym }, _) => wrong("one bit leaves no symmetric range"),
             (Element::Int { rule: IntRule::Restricted, .. }, Scale::E8m0(_) | Scale::E4m3(_))
-            | (Element::Int { .. } | Element::Ternary | Element::Codebook(_), Scale::Float(_))
+            | (Element::Int { .. } | Element::Ternary(_) | Element::Codebook(_), Scale::Float(_))
             | (Element::Float { .. }, Scale::None | Scale::Float(_))
             | (Element::Magnitude { .. }, Scale::Exponent(5 | 8))
             | (Element::Codebook(_), Scale::Double) => match self.element {

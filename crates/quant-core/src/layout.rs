@@ -10,7 +10,7 @@ use crate::{Block, Element, Error, Format, NvRule, Scale, ScaleType, ZeroPoint};
 ///
 /// | section | order | contents |
 /// |---|---|---|
-/// | codes | row by row, each row starts on a byte | little-endian bit stream of `b`-bit codes (bit `k` of the stream is bit `k % 8` of byte `k / 8`); ternary: five base-3 digits a byte, first digit least significant, digit = value + 1 |
+/// | codes | row by row, each row starts on a byte | little-endian bit stream of `b`-bit codes (bit `k` of the stream is bit `k % 8` of byte `k / 8`); ternary: five base-3 digits a byte, first digit least significant, digit = level from 0 to 2 |
 /// | scales | block row by block row, each starts on a byte | f32/f16/bf16 little-endian, one byte (E8M0, E4M3, 8-bit exponent, double-quantized), or a bit stream of 5-bit exponents |
 /// | zeros | like scales | bit stream of `b`-bit integers, or floats of the scale's type |
 /// | second | – | little-endian f32: the tensor scale of NVFP4; offset and block magnitudes of double quantization |
@@ -79,7 +79,7 @@ impl Layout {
             scale_row_bytes,
             zero_row_bytes,
             second_len: match format.scale {
-                Scale::E4m3(NvRule::TorchAoSingle) => 0,
+                Scale::E4m3(NvRule::TorchAoSingle | NvRule::MlxSingle) => 0,
                 Scale::E4m3(_) => 1,
                 Scale::Double => 1 + (rows.div_ceil(block_rows) * blocks).div_ceil(DOUBLE_BLOCK),
                 _ => 0,
@@ -129,7 +129,7 @@ impl Layout {
 impl Format {
     pub(crate) fn packing(&self) -> Packing {
         match self.element {
-            Element::Ternary => Packing::Trits,
+            Element::Ternary(_) => Packing::Trits,
             _ => Packing::Bits(self.code_bits()),
         }
     }

@@ -19,7 +19,7 @@
 //! # Ok::<(), quant_core::Error>(())
 //! ```
 
-mod bits;
+pub mod bits;
 mod element;
 mod error;
 mod footprint;
@@ -33,13 +33,13 @@ mod packed;
 pub mod qsnr;
 mod tensor;
 
-pub use element::{Codebook, FloatKind, Rounding};
+pub use element::{Codebook, E8m0, E8m0Rounding, FloatKind, Rounding};
 pub use error::Error;
 pub use footprint::Footprint;
 pub use format::{
-    Block, Element, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule, ScaleType, ZeroPoint,
+    Block, Element, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule, ScaleType, TernaryRule, ZeroPoint,
 };
-pub use grid::{BlockParams, FormatGrid, Grid};
+pub use grid::{BlockParams, FormatGrid, Grid, LinearQuantizer};
 pub use layout::Layout;
 pub use linear::Linear;
 pub use packed::{EncodeOptions, PackedTensor, fake_quantize};

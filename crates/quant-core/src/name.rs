@@ -2,7 +2,7 @@
 
 use crate::{
     Block, Codebook, Element, Error, FloatKind, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule,
-    ScaleType,
+    ScaleType, TernaryRule,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -31,9 +31,10 @@ const MX_FLOATS: [(&str, FloatKind); 5] = [
 const CODEBOOKS: [(&str, Codebook); 3] = [("nf4", Codebook::Nf4), ("af4", Codebook::Af4), ("bnbfp4", Codebook::BnbFp4)];
 const ALIASES: [(&str, &str); 4] =
     [("fp8", "fp8-e4m3"), ("mxfp8", "mxfp8-e4m3"), ("mxfp6", "mxfp6-e2m3"), ("fp4", "fp4-e2m1")];
-const INT_RULES: [(&str, IntRule); 9] = [
+const INT_RULES: [(&str, IntRule); 10] = [
     ("sym", IntRule::Restricted),
     ("full", IntRule::Full),
+    ("ctsym", IntRule::CtSym),
     ("gptq", IntRule::GptqSym),
     ("awq", IntRule::AwqSym),
     ("asym", IntRule::Asymmetric),
@@ -44,23 +45,28 @@ const INT_RULES: [(&str, IntRule); 9] = [
 ];
 const SCALE_TYPES: [(&str, ScaleType); 3] =
     [("f32", ScaleType::F32), ("f16", ScaleType::F16), ("bf16", ScaleType::Bf16)];
-const SCALE_RULES: [(&str, ScaleRule); 6] = [
+const SCALE_RULES: [(&str, ScaleRule); 7] = [
     ("floor", ScaleRule::Floor),
     ("ceil", ScaleRule::Ceil),
     ("even", ScaleRule::Even),
+    ("ct", ScaleRule::EvenCt),
     ("rceil", ScaleRule::RCeil),
     ("rfloor", ScaleRule::RFloor),
     ("rround", ScaleRule::RRound),
 ];
-const NV_RULES: [(&str, NvRule); 7] = [
+const NV_RULES: [(&str, NvRule); 8] = [
     ("standard", NvRule::Standard),
     ("torchao", NvRule::TorchAo),
     ("torchao1", NvRule::TorchAoSingle),
     ("modelopt", NvRule::ModelOpt),
     ("ct", NvRule::CompressedTensors),
     ("mlx", NvRule::Mlx),
+    ("mlx1", NvRule::MlxSingle),
     ("paper", NvRule::PaperBf16),
 ];
+
+const TERNARY_RULES: [(&str, TernaryRule); 3] =
+    [("mean", TernaryRule::Mean), ("max", TernaryRule::Max), ("min", TernaryRule::Min)];
 
 fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     table.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
@@ -121,7 +127,7 @@ fn stem_of(format: &Format) -> (String, Format) {
         (Element::Codebook(book), _) => name_of(&CODEBOOKS, &book).to_owned(),
         (Element::Magnitude { bits }, Scale::Exponent(5)) => format!("sefp{bits}"),
         (Element::Magnitude { bits }, _) => format!("bfp{bits}"),
-        (Element::Ternary, _) => "ternary".to_owned(),
+        (Element::Ternary(_), _) => "ternary".to_owned(),
     };
     let plain = stem(&name).unwrap_or(*format);
     (name, plain)
@@ -140,8 +146,12 @@ impl fmt::Display for Format {
                 Block::Tile { rows, columns } => write!(f, "-t{rows}x{columns}")?,
             }
         }
-        if let (Element::Int { rule, .. }, true) = (self.element, self.element != plain.element) {
-            write!(f, "-{}", name_of(&INT_RULES, &rule))?;
+        if self.element != plain.element {
+            match self.element {
+                Element::Int { rule, .. } => write!(f, "-{}", name_of(&INT_RULES, &rule))?,
+                Element::Ternary(rule) => write!(f, "-{}", name_of(&TERNARY_RULES, &rule))?,
+                _ => {}
+            }
         }
         if self.scale != plain.scale {
             match self.scale {
@@ -150,7 +160,8 @@ impl fmt::Display for Format {
                 Scale::E8m0(rule) => write!(f, "-{}", name_of(&SCALE_RULES, &rule))?,
                 Scale::E4m3(rule) => write!(f, "-{}", name_of(&NV_RULES, &rule))?,
                 Scale::Double => f.write_str("-dq")?,
-                Scale::Exponent(bits) => write!(f, "-e{bits}")?,
+                // The stem says which: `sefp` has 5 bits, `bfp` 8.
+                Scale::Exponent(_) => {}
             }
         }
         match (self.element, self.scale) {
@@ -173,15 +184,16 @@ impl fmt::Display for Format {
 /// | `nf4`, `af4`, `bnbfp4` | code books | groups of 64, f32 magnitudes |
 /// | `bfp1` … `bfp9` | sign and so many magnitude bits, 8-bit shared exponent | groups of 32 |
 /// | `sefp1` … `sefp9`; `gse2` … `gse9` = `sefp(b−1)-g32` | the same with 5-bit exponents | groups of 64 |
-/// | `ternary` | −1, 0, 1 | one f32 scale a tensor |
+/// | `ternary` | three levels | one f32 scale a tensor, the mean magnitude |
 ///
 /// | modifier | meaning |
 /// |---|---|
 /// | `tensor`, `row`, `gN`, `tRxC` | the elements that share a scale |
 /// | `f32`, `f16`, `bf16` | type of float scales |
-/// | `sym`, `full`, `gptq`, `awq`, `asym`, `ctasym`, `awqasym`, `min`, `mlx` | integer rule, see [`IntRule`] |
-/// | `floor`, `ceil`, `even`, `rceil`, `rfloor`, `rround` | power-of-two rule, see [`ScaleRule`] |
-/// | `torchao`, `torchao1`, `modelopt`, `ct`, `mlx`, `paper` | two-level rule, see [`NvRule`] |
+/// | `sym`, `full`, `ctsym`, `gptq`, `awq`, `asym`, `ctasym`, `awqasym`, `min`, `mlx` | integer rule, see [`IntRule`] |
+/// | `mean`, `max`, `min` | rule of three levels, see [`TernaryRule`] |
+/// | `floor`, `ceil`, `even`, `ct`, `rceil`, `rfloor`, `rround` | power-of-two rule, see [`ScaleRule`] |
+/// | `standard`, `torchao`, `torchao1`, `modelopt`, `ct`, `mlx`, `mlx1`, `paper` | two-level rule, see [`NvRule`] |
 /// | `dq` | double-quantized magnitudes of code books |
 /// | `cast`, `nonsat` | a float without scale, saturating or not |
 impl FromStr for Format {
@@ -232,6 +244,10 @@ fn apply(format: &mut Format, part: &str) -> Option<usize> {
             *rule = find(&INT_RULES, part)?;
             Some(RULE)
         }
+        (Element::Ternary(rule), _) if find(&TERNARY_RULES, part).is_some() => {
+            *rule = find(&TERNARY_RULES, part)?;
+            Some(RULE)
+        }
         (_, scale @ (Scale::Float(_) | Scale::Double)) if find(&SCALE_TYPES, part).is_some() => {
             *scale = Scale::Float(find(&SCALE_TYPES, part)?);
             Some(SCALE)
@@ -276,6 +292,33 @@ fn parse_block(part: &str) -> Option<Block> {
     }
 }
 
+#[cfg(feature = "serde")]
+impl serde::Serialize for Format {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Format {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+
+        impl serde::de::Visitor<'_> for Name {
+            type Value = Format;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a format, such as \"int4-g128\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Format, E> {
+                name.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}
+
 impl Format {
     /// The formats that carry a name of their own, with a summary each.
     #[must_use]
@@ -288,20 +331,92 @@ const fn named(name: &'static str, summary: &'static str, format: Format) -> Nam
     NamedFormat { name, summary, format }
 }
 
-const NAMED: [NamedFormat; 15] = [
+const fn int(bits: u8, block: Block, rule: IntRule) -> Format {
+    Format { element: Element::Int { bits, rule }, block, scale: Scale::Float(ScaleType::F16) }
+}
+
+const fn fp8(kind: FloatKind, block: Block) -> Format {
+    let element = Element::Float { kind, overflow: Overflow::Saturate };
+    Format { element, block, scale: Scale::Float(ScaleType::F32) }
+}
+
+const fn mx_int(bits: u8) -> Format {
+    Format { element: Element::Int { bits, rule: IntRule::Restricted }, ..Format::MXINT8 }
+}
+
+const fn codebook(book: Codebook) -> Format {
+    Format { element: Element::Codebook(book), ..Format::NF4 }
+}
+
+const fn shared_exponent(bits: u8, exponent: u8, group: u32) -> Format {
+    let element = Element::Magnitude { bits };
+    Format { element, block: Block::Group(group), scale: Scale::Exponent(exponent) }
+}
+
+const fn with_scale(format: Format, scale: Scale) -> Format {
+    Format { scale, ..format }
+}
+
+const fn ternary_min() -> Format {
+    let element = Element::Ternary(TernaryRule::Min);
+    Format { element, block: Block::Group(128), scale: Scale::Float(ScaleType::F16) }
+}
+
+/// Ordered by family, then from many bits to few.
+const NAMED: [NamedFormat; 35] = [
     named("int8", "symmetric integers, f16 scale a row", Format::INT8),
+    named("int6", "symmetric integers, f16 scale a row", int(6, Block::Row, IntRule::Restricted)),
+    named("int4-g32", "symmetric integers, f16 scale for 32", int(4, Block::Group(32), IntRule::Restricted)),
+    named("int4-g64", "symmetric integers, f16 scale for 64", int(4, Block::Group(64), IntRule::Restricted)),
     named("int4-g128", "symmetric integers, f16 scale for 128", Format::INT4_G128),
+    named("int8-asym", "integers with zero point, f16 scale a row", int(8, Block::Row, IntRule::Asymmetric)),
+    named("int4-g32-asym", "integers with zero point, f16 scale for 32", int(4, Block::Group(32), IntRule::Asymmetric)),
     named("int4-g128-asym", "integers with zero point, f16 scale for 128", Format::INT4_G128_ASYM),
+    named(
+        "int3-g128-asym",
+        "integers with zero point, f16 scale for 128",
+        int(3, Block::Group(128), IntRule::Asymmetric),
+    ),
+    named("int2-g32-asym", "integers with zero point, f16 scale for 32", int(2, Block::Group(32), IntRule::Asymmetric)),
+    named(
+        "int2-g128-min",
+        "integers above the least value, f16 both (KV caches)",
+        int(2, Block::Group(128), IntRule::FloatMin),
+    ),
     named("fp8-e4m3", "OCP FP8, f32 scale a row", Format::FP8_E4M3),
+    named(
+        "fp8-e4m3-t128x128",
+        "OCP FP8, f32 scale a tile of 128×128",
+        fp8(FloatKind::E4m3Fn, Block::Tile { rows: 128, columns: 128 }),
+    ),
     named("fp8-e5m2", "OCP FP8, f32 scale a row", Format::FP8_E5M2),
+    named("mxint8", "OCP Microscaling, integers", Format::MXINT8),
     named("mxfp8-e4m3", "OCP Microscaling", Format::MXFP8_E4M3),
     named("mxfp8-e5m2", "OCP Microscaling", Format::MXFP8_E5M2),
     named("mxfp6-e2m3", "OCP Microscaling", Format::MXFP6_E2M3),
     named("mxfp6-e3m2", "OCP Microscaling", Format::MXFP6_E3M2),
+    named("mxint4", "Microscaling, integers", mx_int(4)),
     named("mxfp4", "OCP Microscaling", Format::MXFP4),
-    named("mxint8", "OCP Microscaling", Format::MXINT8),
+    named(
+        "mxfp4-even",
+        "Microscaling, scale from the rounded maximum",
+        with_scale(Format::MXFP4, Scale::E8m0(ScaleRule::Even)),
+    ),
+    named(
+        "mxfp4-rceil",
+        "Microscaling, scale rounded up: nothing saturates",
+        with_scale(Format::MXFP4, Scale::E8m0(ScaleRule::RCeil)),
+    ),
     named("nvfp4", "E2M1 under E4M3 scales and one f32 scale", Format::NVFP4),
     named("nvint4", "±7 under E4M3 scales and one f32 scale", Format::NVINT4),
     named("nf4", "normal quantiles, f32 magnitude for 64", Format::NF4),
+    named("nf4-dq", "normal quantiles, magnitudes quantized once more", with_scale(Format::NF4, Scale::Double)),
+    named("af4", "abnormal float, f32 magnitude for 64", codebook(Codebook::Af4)),
+    named("bnbfp4", "FP4 table of bitsandbytes, f32 magnitude for 64", codebook(Codebook::BnbFp4)),
+    named("bfp7", "sign and 7 bits, 8-bit exponent for 32", shared_exponent(7, 8, 32)),
+    named("sefp8", "sign and 8 bits that nest, 5-bit exponent for 64", shared_exponent(8, 5, 64)),
+    named("sefp4", "sign and 4 bits that nest, 5-bit exponent for 64", shared_exponent(4, 5, 64)),
+    named("sefp4-g32", "GSE-INT5: sign and 4 bits, 5-bit exponent for 32", shared_exponent(4, 5, 32)),
     named("ternary", "-1, 0, 1 times the mean magnitude of the tensor", Format::TERNARY),
+    named("ternary-g128-min-f16", "least, middle, largest value, f16 scale for 128", ternary_min()),
 ];

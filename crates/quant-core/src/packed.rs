@@ -1,5 +1,8 @@
 //! A tensor as codes, scales and zero points.
 
+mod assemble;
+mod double;
+
 use crate::bits::Packing;
 use crate::{
     BlockParams, Error, Footprint, Format, FormatGrid, Grid, Layout, Rounding, Scale, ScaleType, Tensor, TensorView,
@@ -62,9 +65,23 @@ impl PackedTensor<'static> {
     /// As [`PackedTensor::encode`].
     pub fn encode_with(format: Format, tensor: &impl Tensor, options: EncodeOptions) -> Result<Self, Error> {
         let view = tensor.view();
-        let layout = Layout::new(format, view.shape())?;
         let amax = if matches!(format.scale, Scale::E4m3(_)) { largest_magnitude(&view)? } else { 0.0 };
-        let grid = FormatGrid::new(format, amax)?;
+        Self::encode_on(&FormatGrid::new(format, amax)?, &view, options)
+    }
+
+    /// Quantizes a tensor on a given grid: activations under a tensor scale that calibration fixed,
+    /// for example. Blocks beyond the reach of that scale saturate.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedTensor::encode`].
+    pub fn encode_on(grid: &FormatGrid, tensor: &impl Tensor, options: EncodeOptions) -> Result<Self, Error> {
+        let format = grid.format();
+        if format.scale == Scale::Double {
+            return double::encode(format, tensor, options);
+        }
+        let (view, grid) = (tensor.view(), *grid);
+        let layout = Layout::new(format, view.shape())?;
         let mut codes = vec![0; layout.code_bytes()];
         let mut scales = vec![0; layout.scale_bytes()];
         let mut zeros = vec![0; layout.zero_bytes()];
@@ -213,7 +230,13 @@ impl<'a> PackedTensor<'a> {
     pub fn params(&self, block_row: usize, block_column: usize) -> BlockParams {
         let scales = &self.scales[block_row * self.layout.scale_row_bytes..][..self.layout.scale_row_bytes];
         let zeros = &self.zeros[block_row * self.layout.zero_row_bytes..][..self.layout.zero_row_bytes];
-        let scale_code = read_scale(self.format.scale, scales, block_column);
+        let scale_code = match self.format.scale {
+            Scale::Double => {
+                let block = block_row * self.layout.block_columns_count() + block_column;
+                double::magnitude(scales[block_column], block, &self.second).to_bits()
+            }
+            scale => read_scale(scale, scales, block_column),
+        };
         let zero = match self.format.zero_point() {
             ZeroPoint::None => 0.0,
             ZeroPoint::Integer { bits } => f32::from(read_bits(zeros, block_column, u32::from(bits))),
@@ -368,10 +391,13 @@ struct RandomBits {
 
 impl RandomBits {
     fn new(options: EncodeOptions, first_element: usize) -> Self {
-        let Rounding::Stochastic { bits } = options.rounding else { return Self { rng: None } };
+        let bits = options.rounding.random_bits();
+        if bits == 0 {
+            return Self { rng: None };
+        }
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
         rng.set_word_pos(first_element as u128);
-        Self { rng: Some((rng, 32 - u32::from(bits.clamp(1, 24)))) }
+        Self { rng: Some((rng, 32 - u32::from(bits))) }
     }
 
     fn next(&mut self) -> u32 {

@@ -44,6 +44,8 @@ fn nonsense_is_refused_with_the_offending_part() {
         "int4--g32",
         "bfp0",
         "mxint1",
+        "ternary-even",
+        "mxfp4-mlx",
         "f16-f32",
     ] {
         let error = name.parse::<Format>().unwrap_err().to_string();

@@ -21,7 +21,31 @@ impl Codebook {
             Self::BnbFp4 => &BNB_FP4,
         }
     }
+
+    /// The code of the entry nearest to `v`, decided by comparison with the midpoints
+    /// `(a + b)/2` (in f32) of neighbouring entries. A midpoint belongs to the lower neighbour in
+    /// NF4 and AF4, to the one of smaller magnitude in the FP4 of bitsandbytes.
+    #[must_use]
+    pub fn nearest(self, v: f32) -> u16 {
+        match self {
+            Self::Nf4 | Self::Af4 => midpoints_below(self.values(), v),
+            Self::BnbFp4 => {
+                let code = BNB_FP4_ORDER[usize::from(midpoints_below(&BNB_FP4_ASCENDING, v.abs()))];
+                if v < 0.0 { code | 8 } else { code }
+            }
+        }
+    }
 }
+
+/// How many midpoints of neighbours in an ascending table lie strictly below `v`.
+fn midpoints_below(values: &[f32], v: f32) -> u16 {
+    values.windows(2).map(|pair| u16::from((pair[0] + pair[1]) / 2.0 < v)).sum()
+}
+
+/// The magnitudes of `BnbFp4` in ascending order, and their codes.
+const BNB_FP4_ASCENDING: [f32; 8] =
+    [BNB_FP4[0], BNB_FP4[1], BNB_FP4[6], BNB_FP4[7], BNB_FP4[4], BNB_FP4[5], BNB_FP4[2], BNB_FP4[3]];
+const BNB_FP4_ORDER: [u16; 8] = [0, 1, 6, 7, 4, 5, 2, 3];
 
 #[rustfmt::skip]
 const NF4: [f32; 16] = [
@@ -30,7 +54,7 @@ const NF4: [f32; 16] = [
 ];
 #[rustfmt::skip]
 const AF4: [f32; 16] = [
-    -1.0, -0.694_410_08, -0.512_437_39, -0.373_695_1, -0.256_075_52, -0.149_824_78, -0.049_348_12, 0.0,
+    -1.0, -0.694_410_1, -0.512_437_4, -0.373_695_1, -0.256_075_52, -0.149_824_78, -0.049_348_12, 0.0,
     0.042_731_64, 0.129_348_33, 0.219_612_74, 0.316_756_66, 0.425_638_82, 0.554_962_34, 0.724_248_63, 1.0,
 ];
 #[rustfmt::skip]

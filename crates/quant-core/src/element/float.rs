@@ -152,8 +152,15 @@ impl FloatKind {
 
     /// The code of the value nearest to `x`, ties to even.
     ///
-    /// −0 and underflow keep their sign except in the FNUZ formats. NaN becomes the format's NaN
-    /// (with the sign of `x`), or the largest finite value where there is none.
+    /// −0 and underflow keep their sign except in the FNUZ formats. NaN becomes the format's NaN with
+    /// the sign of `x` (quiet in the IEEE ones), or the largest finite value where there is none.
+    ///
+    /// ```
+    /// use quant_core::{FloatKind, Overflow};
+    /// assert_eq!(FloatKind::E4m3Fn.encode(464.0, Overflow::Saturate), 0x7e);
+    /// assert_eq!(FloatKind::E4m3Fn.encode(500.0, Overflow::NonSaturating), 0x7f, "NaN: there is no infinity");
+    /// assert_eq!(FloatKind::E2m1.encode(2.5, Overflow::Saturate), 4, "a tie goes to the even code");
+    /// ```
     #[must_use]
     pub fn encode(self, x: f32, overflow: Overflow) -> u16 {
         self.encode_rounded(x, overflow, Rounding::NearestEven, 0)
@@ -163,36 +170,39 @@ impl FloatKind {
     ///
     /// With `e = max(⌊log2|x|⌋, 1 − bias)`, the code without sign is
     /// `((e − (1 − bias)) << mantissa_bits) + round(|x| / 2^(e − mantissa_bits))`: subnormals and
-    /// carries into the next binade need no case of their own.
+    /// carries into the next binade need no case of their own. Overflow is decided after rounding.
     #[must_use]
     pub fn encode_rounded(self, x: f32, overflow: Overflow, rounding: Rounding, random: u32) -> u16 {
+        self.encode_f64(f64::from(x), overflow, rounding, random)
+    }
+
+    /// As [`FloatKind::encode_rounded`] for an f64, rounding once: going through f32 first would
+    /// round twice.
+    #[must_use]
+    pub fn encode_f64(self, x: f64, overflow: Overflow, rounding: Rounding, random: u32) -> u16 {
         let (exponent_bits, mantissa_bits, bias, special) = self.parameters();
-        let sign = if x.is_sign_negative() { 1_u16 << (exponent_bits + mantissa_bits) } else { 0 };
+        let sign_bit = 1_u16 << (exponent_bits + mantissa_bits);
+        let sign = if x.is_sign_negative() { sign_bit } else { 0 };
         if x.is_nan() {
             return match special {
-                Special::NegativeZero => 1 << (exponent_bits + mantissa_bits),
+                Special::NegativeZero => sign_bit,
                 Special::None => self.max_code(),
-                // All ones but the sign: a NaN of every format that has one, quiet in the IEEE ones.
-                Special::Ieee | Special::AllOnes if self.bits() < 16 => {
-                    sign | (sign_mask(exponent_bits + mantissa_bits))
-                }
+                // All ones but the sign: a quiet NaN of every 8-bit format that has one.
+                Special::Ieee | Special::AllOnes if self.bits() < 16 => sign | (sign_bit - 1),
                 Special::Ieee | Special::AllOnes => sign | (self.max_code() + 1) | (1 << (mantissa_bits - 1)),
             };
         }
         let smallest = 1 - bias;
         let exponent = exponent_of(x).max(smallest);
-        let q = if x.is_infinite() {
-            f64::INFINITY
-        } else {
-            f64::from(x.abs()) * exp2(mantissa_bits.cast_signed() - exponent)
-        };
+        // Exact: a multiplication by a power of two, upwards wherever x is small.
+        let q = if x.is_infinite() { f64::INFINITY } else { x.abs() * exp2(mantissa_bits.cast_signed() - exponent) };
         let rounded = rounding.magnitude(q, x < 0.0, random);
-        let code = f64::from((exponent - smallest) << mantissa_bits) + rounded;
+        let code = f64::from(exponent - smallest) * f64::from(1_u16 << mantissa_bits) + rounded;
         if code > f64::from(self.max_code()) {
             return match (overflow, special) {
                 (Overflow::Saturate, _) | (_, Special::None) => sign | self.max_code(),
                 (_, Special::Ieee | Special::AllOnes) => sign | (self.max_code() + 1),
-                (_, Special::NegativeZero) => 1 << (exponent_bits + mantissa_bits),
+                (_, Special::NegativeZero) => sign_bit,
             };
         }
         #[expect(
@@ -205,20 +215,15 @@ impl FloatKind {
     }
 }
 
-const fn sign_mask(bits: u32) -> u16 {
-    (1 << bits) - 1
-}
-
 /// 2^k as f64, exact for every normal exponent.
 pub(crate) fn exp2(k: i32) -> f64 {
     f64::from_bits(u64::from((k + 1023).clamp(1, 2046).cast_unsigned()) << 52)
 }
 
-/// ⌊log2|x|⌋ of a finite non-zero f32, exactly; zero counts as the smallest subnormal.
-pub(crate) fn exponent_of(x: f32) -> i32 {
+/// ⌊log2|x|⌋ exactly. Zero and what f32 cannot hold count as f32's smallest subnormal, which is
+/// below the smallest normal of every kind.
+pub(crate) fn exponent_of(x: f64) -> i32 {
     // Every f32 is a normal f64, so the exponent field is the answer.
-    let field = (f64::from(x).to_bits() >> 52) & 0x7ff;
-    #[expect(clippy::cast_possible_truncation, reason = "an 11-bit field")]
-    let exponent = field as i32 - 1023;
-    exponent.max(-149)
+    let field = (x.to_bits() >> 52) & 0x7ff;
+    (field as i32 - 1023).max(-149)
 }
