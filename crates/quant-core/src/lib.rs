@@ -25,11 +25,14 @@ mod error;
 mod footprint;
 mod format;
 mod grid;
+#[doc(hidden)]
+pub mod kernels;
 mod layout;
 mod linear;
 pub mod metrics;
 mod name;
 mod packed;
+mod parallel;
 pub mod qsnr;
 mod tensor;
 

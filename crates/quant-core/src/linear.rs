@@ -1,6 +1,8 @@
 //! A compressed weight that can be applied.
 
-use crate::{Error, Footprint, PackedTensor};
+use crate::kernels::{self, Isa};
+use crate::{Error, Footprint, PackedTensor, parallel};
+use std::cell::RefCell;
 use std::fmt::Debug;
 
 /// A weight `W` of shape `[out, in]` that can be multiplied without its owner knowing how it is stored.
@@ -56,15 +58,25 @@ impl Linear for PackedTensor<'_> {
     }
 
     /// Decodes one row of the weight at a time; the sum of each product is formed in 16 lanes
-    /// that are added pairwise, the same on every machine.
+    /// that are added pairwise, the same on every machine and for any number of threads.
     fn matmul(&self, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
         let (columns, outputs) = (self.in_features(), self.out_features());
-        product_rows(x, y, columns, outputs)?;
-        let mut weights = vec![0.0; columns];
-        for output in 0..outputs {
-            self.decode_row(output, &mut weights)?;
-            for (input, sums) in x.chunks_exact(columns).zip(y.chunks_exact_mut(outputs)) {
-                sums[output] = dot(input, &weights);
+        let rows = product_rows(x, y, columns, outputs)?;
+        let isa = Isa::current();
+        // Sums of one output lie side by side here, so that threads write to memory of their own.
+        let mut sums = vec![0.0; y.len()];
+        let work = sums.chunks_exact_mut(rows.max(1)).enumerate().collect();
+        parallel::for_each(work, columns * (rows + 1), |(output, sums): (usize, &mut [f32])| {
+            SCRATCH.with_borrow_mut(|weights| {
+                weights.resize(columns, 0.0);
+                self.decode_checked(isa, output, weights, false);
+                kernels::dots(isa, x, weights, sums);
+                Ok(())
+            })
+        })?;
+        for (row, y) in y.chunks_exact_mut(outputs).enumerate() {
+            for (output, y) in y.iter_mut().enumerate() {
+                *y = sums[output * rows + row];
             }
         }
         Ok(())
@@ -79,25 +91,7 @@ impl Linear for PackedTensor<'_> {
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut lanes = [0.0_f32; LANES];
-    let (a_blocks, a_tail) = a.as_chunks::<LANES>();
-    let (b_blocks, b_tail) = b.as_chunks::<LANES>();
-    for (x, w) in a_blocks.iter().zip(b_blocks) {
-        for i in 0..LANES {
-            lanes[i] += x[i] * w[i];
-        }
-    }
-    for (lane, (x, w)) in lanes.iter_mut().zip(a_tail.iter().zip(b_tail)) {
-        *lane += x * w;
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+thread_local! {
+    /// One decoded row.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }

@@ -4,6 +4,8 @@ mod assemble;
 mod double;
 
 use crate::bits::Packing;
+use crate::kernels::{self, Isa, RowBytes, RowDecoder, RowEncoder};
+use crate::parallel;
 use crate::{
     BlockParams, Error, Footprint, Format, FormatGrid, Grid, Layout, Rounding, Scale, ScaleType, Tensor, TensorView,
     ZeroPoint,
@@ -31,6 +33,7 @@ pub struct PackedTensor<'a> {
     shape: Vec<usize>,
     layout: Layout,
     grid: FormatGrid,
+    decoder: Option<RowDecoder>,
     codes: Cow<'a, [u8]>,
     scales: Cow<'a, [u8]>,
     zeros: Cow<'a, [u8]>,
@@ -82,23 +85,60 @@ impl PackedTensor<'static> {
         }
         let (view, grid) = (tensor.view(), *grid);
         let layout = Layout::new(format, view.shape())?;
-        let mut codes = vec![0; layout.code_bytes()];
-        let mut scales = vec![0; layout.scale_bytes()];
-        let mut zeros = vec![0; layout.zero_bytes()];
-        let mut bands = Band::split(&layout, &mut codes, &mut scales, &mut zeros);
-        for band in &mut bands {
-            band.encode(&view, &layout, &grid, options)?;
-        }
-        let second = if layout.second_len > 0 { vec![grid.tensor_scale()] } else { Vec::new() };
-        Ok(Self {
+        let mut packed = Self {
             format,
             shape: view.shape().to_vec(),
             layout,
             grid,
-            codes: codes.into(),
-            scales: scales.into(),
-            zeros: zeros.into(),
-            second,
+            decoder: RowDecoder::new(&grid, &layout),
+            codes: vec![0; layout.code_bytes()].into(),
+            scales: vec![0; layout.scale_bytes()].into(),
+            zeros: vec![0; layout.zero_bytes()].into(),
+            second: if layout.second_len > 0 { vec![grid.tensor_scale()] } else { Vec::new() },
+        };
+        packed.fill(&view, options)?;
+        Ok(packed)
+    }
+
+    /// Quantizes another tensor of the same shape into the memory of this one, which saves the
+    /// system the work of finding fresh pages. A tensor scale (NVFP4) is kept as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedTensor::encode`], and [`Error::Shape`] when the shapes differ. After an error some
+    /// rows are the old tensor's and some the new one's.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use quant_core::{EncodeOptions, Format, PackedTensor, Shaped};
+    /// let mut packed = PackedTensor::encode(Format::INT8, &Shaped::new(&[1.0_f32, -2.0], &[1, 2])?)?;
+    /// packed.encode_again(&Shaped::new(&[127.0_f32, 3.0], &[1, 2])?, EncodeOptions::default())?;
+    /// assert_eq!(packed.decode(), [127.0, 3.0]);
+    /// # Ok::<(), quant_core::Error>(())
+    /// ```
+    pub fn encode_again(&mut self, tensor: &impl Tensor, options: EncodeOptions) -> Result<(), Error> {
+        let view = tensor.view();
+        if view.shape() != self.shape {
+            let expected = self.layout.rows * self.layout.columns;
+            return Err(Error::Shape { shape: self.shape.clone(), expected, found: view.len() });
+        }
+        if self.format.scale == Scale::Double {
+            *self = double::encode(self.format, &view, options)?;
+            return Ok(());
+        }
+        self.fill(&view, options)
+    }
+
+    fn fill(&mut self, view: &TensorView<'_>, options: EncodeOptions) -> Result<(), Error> {
+        let (layout, grid, isa) = (self.layout, self.grid, Isa::current());
+        let nearest = options.rounding == Rounding::NearestEven && isa != Isa::Reference;
+        let encoder = if nearest { RowEncoder::new(&grid, &layout) } else { None };
+        let (codes, scales, zeros) = (self.codes.to_mut(), self.scales.to_mut(), self.zeros.to_mut());
+        let bands = Band::split(&layout, codes, scales, zeros);
+        parallel::for_each(bands, layout.block_rows * layout.columns, |mut band| match &encoder {
+            Some(encoder) => band.encode_fast(isa, encoder, view, &layout, &grid, options),
+            None => band.encode(view, &layout, &grid, options),
         })
     }
 }
@@ -136,7 +176,8 @@ impl<'a> PackedTensor<'a> {
             return Err(Error::ReservedScale { block: 0, value });
         }
         let grid = FormatGrid::with_tensor_scale(format, second.first().copied().unwrap_or(1.0))?;
-        let tensor = Self { format, shape: shape.to_vec(), layout, grid, codes, scales, zeros, second };
+        let decoder = RowDecoder::new(&grid, &layout);
+        let tensor = Self { format, shape: shape.to_vec(), layout, grid, decoder, codes, scales, zeros, second };
         for block in 0..layout.blocks() {
             let params = tensor.params(block / layout.block_columns_count(), block % layout.block_columns_count());
             if !params.scale.is_finite() || !params.zero.is_finite() {
@@ -202,6 +243,7 @@ impl<'a> PackedTensor<'a> {
             shape: self.shape,
             layout: self.layout,
             grid: self.grid,
+            decoder: self.decoder,
             codes: self.codes.into_owned().into(),
             scales: self.scales.into_owned().into(),
             zeros: self.zeros.into_owned().into(),
@@ -263,16 +305,29 @@ impl<'a> PackedTensor<'a> {
     ///
     /// [`Error::Row`] when the row does not exist, [`Error::OutputLen`] when `out` is not one row long.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<(), Error> {
-        let mut codes = vec![0; out.len()];
-        self.row_codes(row, &mut codes)?;
+        self.check_row(row, out.len())?;
+        self.decode_checked(Isa::current(), row, out, false);
+        Ok(())
+    }
+
+    /// Decodes a row that exists into a slice that fits.
+    pub(crate) fn decode_checked(&self, isa: Isa, row: usize, out: &mut [f32], stream: bool) {
+        let block_row = row / self.layout.block_rows;
+        let codes = &self.codes[row * self.layout.code_row_bytes..][..self.layout.code_row_bytes];
+        if let (Some(decoder), true) = (&self.decoder, isa != Isa::Reference) {
+            let scales = &self.scales[block_row * self.layout.scale_row_bytes..][..self.layout.scale_row_bytes];
+            let zeros = &self.zeros[block_row * self.layout.zero_row_bytes..][..self.layout.zero_row_bytes];
+            return decoder.decode(isa, RowBytes { codes, scales, zeros }, out, stream);
+        }
+        let mut unpacked = vec![0; out.len()];
+        self.format.packing().unpack(codes, 0, &mut unpacked);
         let width = self.layout.block_columns;
-        for (block, (codes, out)) in codes.chunks(width).zip(out.chunks_mut(width)).enumerate() {
-            let params = self.params(row / self.layout.block_rows, block);
+        for (block, (codes, out)) in unpacked.chunks(width).zip(out.chunks_mut(width)).enumerate() {
+            let params = self.params(block_row, block);
             for (&code, value) in codes.iter().zip(out) {
                 *value = self.grid.decode_one(code, &params);
             }
         }
-        Ok(())
     }
 
     /// Writes all values in row-major order.
@@ -285,10 +340,13 @@ impl<'a> PackedTensor<'a> {
         if out.len() != expected {
             return Err(Error::OutputLen { expected, found: out.len() });
         }
-        for (row, values) in out.chunks_exact_mut(self.layout.columns).enumerate() {
-            self.decode_row(row, values)?;
-        }
-        Ok(())
+        let isa = Isa::current();
+        let stream = size_of_val(out) >= kernels::STREAM_FLOATS;
+        let rows = out.chunks_exact_mut(self.layout.columns).enumerate().collect();
+        parallel::for_each(rows, self.layout.columns, |(row, values)| {
+            self.decode_checked(isa, row, values, stream);
+            Ok(())
+        })
     }
 
     /// All values in row-major order.
@@ -341,6 +399,31 @@ impl<'a> Band<'a> {
             bands.push(Self { first_row, rows, codes: band_codes, scales: band_scales, zeros: band_zeros });
         }
         bands
+    }
+
+    /// Encodes a band of one row with a kernel, or as the reference does where that must decide.
+    fn encode_fast(
+        &mut self,
+        isa: Isa,
+        encoder: &RowEncoder,
+        view: &TensorView<'_>,
+        layout: &Layout,
+        grid: &FormatGrid,
+        options: EncodeOptions,
+    ) -> Result<(), Error> {
+        let mut widened = Vec::new();
+        let x = match view.contiguous_row(self.first_row) {
+            Some(row) => row,
+            None => {
+                widened.resize(layout.columns, 0.0);
+                view.read_row(self.first_row, &mut widened)?;
+                &widened
+            }
+        };
+        if encoder.encode(isa, x, self.codes, self.scales, self.zeros) {
+            return Ok(());
+        }
+        self.encode(view, layout, grid, options)
     }
 
     fn encode(
@@ -406,13 +489,23 @@ impl RandomBits {
 }
 
 fn largest_magnitude(view: &TensorView<'_>) -> Result<f32, Error> {
-    let mut row_values = vec![0.0; view.row_len()];
-    let mut amax = 0.0_f32;
-    for row in 0..view.rows() {
-        view.read_row(row, &mut row_values)?;
-        amax = row_values.iter().fold(amax, |m, x| m.max(x.abs()));
-    }
-    Ok(amax)
+    let isa = Isa::current();
+    let rows = (0..view.rows()).collect();
+    let largest = std::sync::atomic::AtomicU32::new(0);
+    parallel::for_each(rows, view.row_len(), |row| {
+        let amax = match view.contiguous_row(row).map(|x| kernels::amax(isa, x)).filter(|amax| amax.is_finite()) {
+            Some(amax) => amax,
+            None => {
+                let mut values = vec![0.0; view.row_len()];
+                view.read_row(row, &mut values)?;
+                values.iter().fold(0.0_f32, |m, x| m.max(x.abs()))
+            }
+        };
+        // Bits of magnitudes order as the magnitudes do.
+        largest.fetch_max(amax.to_bits(), std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    })?;
+    Ok(f32::from_bits(largest.into_inner()))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are stored in as many bits as their kind has")]

@@ -308,7 +308,7 @@ fn mean_magnitude(group: &[f32]) -> f32 {
 }
 
 /// The largest element value before scaling.
-fn largest_element(element: Element) -> f32 {
+pub(crate) fn largest_element(element: Element) -> f32 {
     match element {
         Element::Int { bits, .. } => f32::from((1_u16 << (bits.clamp(1, 8) - 1)) - 1),
         Element::Float { kind, .. } => kind.max(),

@@ -135,6 +135,7 @@ impl PackedTensor<'_> {
             shape: self.shape.clone(),
             layout,
             grid: FormatGrid::new(format, 0.0)?,
+            decoder: None,
             codes: bytes.into(),
             scales: self.scales.clone().into_owned().into(),
             zeros: self.zeros.clone().into_owned().into(),

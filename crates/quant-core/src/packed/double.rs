@@ -27,6 +27,7 @@ pub(super) fn encode(
         format,
         layout: Layout::new(format, &packed.shape)?,
         grid: FormatGrid::new(format, 0.0)?,
+        decoder: None,
         scales: scales.into(),
         second,
         ..packed

@@ -1,0 +1,445 @@
+//! The loops, written for vectorisers: fixed-size blocks, no branches that depend on values, integer
+//! forms of what floats would do conditionally. Every function is `#[inline(always)]` so that it is
+//! compiled for the instruction set of its [`Job`](super::Job).
+//!
+//! No operation here is fused or reordered: each float operation is one of the reference's, or is
+//! exact, or its result is proven not to depend on the difference.
+
+use crate::FloatKind;
+
+/// Adding it rounds an f32 below 2^22 to an integer, ties to even, that then stands in the low bits.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
+const MAGNITUDE: u32 = 0x7fff_ffff;
+
+/// `max` of two numbers in one instruction, which [`f32::max`] is not: NaN needs no care here.
+#[inline(always)]
+pub(crate) fn fmax(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// `min` of two numbers in one instruction.
+#[inline(always)]
+pub(crate) fn fmin(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// Bits of the largest magnitude; `0x7f80_0000` or more when a value is NaN or infinite.
+///
+/// Bits of magnitudes order as the magnitudes do, and integer maxima may be taken in any order.
+#[inline(always)]
+pub(crate) fn amax_bits(x: &[f32]) -> u32 {
+    const LANES: usize = 32;
+    let mut lanes = [0_u32; LANES];
+    let (blocks, tail) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, value) in lanes.iter_mut().zip(block) {
+            *lane = (*lane).max(value.to_bits() & MAGNITUDE);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(tail) {
+        *lane = (*lane).max(value.to_bits() & MAGNITUDE);
+    }
+    reduce(lanes, u32::max)
+}
+
+/// A number that orders as floats do, −0 below +0, NaN at the ends.
+#[inline(always)]
+fn order(x: f32) -> i32 {
+    let bits = x.to_bits().cast_signed();
+    bits ^ ((bits >> 31) & 0x7fff_ffff)
+}
+
+#[inline(always)]
+fn from_order(k: i32) -> f32 {
+    f32::from_bits((k ^ ((k >> 31) & 0x7fff_ffff)).cast_unsigned())
+}
+
+/// Least and largest value; one of them is not finite when any value is NaN or infinite.
+#[inline(always)]
+pub(crate) fn range(x: &[f32]) -> (f32, f32) {
+    const LANES: usize = 32;
+    let (mut least, mut most) = ([i32::MAX; LANES], [i32::MIN; LANES]);
+    let (blocks, tail) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            let k = order(block[i]);
+            least[i] = least[i].min(k);
+            most[i] = most[i].max(k);
+        }
+    }
+    for (i, &value) in tail.iter().enumerate() {
+        let k = order(value);
+        least[i] = least[i].min(k);
+        most[i] = most[i].max(k);
+    }
+    (from_order(reduce(least, i32::min)), from_order(reduce(most, i32::max)))
+}
+
+/// Folds lanes by halves.
+#[inline(always)]
+fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], f: impl Fn(T, T) -> T) -> T {
+    let mut width = N / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// [`amax_bits`] of each block of `G`; `x` is whole blocks.
+#[inline(always)]
+pub(crate) fn amax_blocks<const G: usize>(x: &[f32], out: &mut [f32]) {
+    for (block, amax) in x.as_chunks::<G>().0.iter().zip(out) {
+        const LANES: usize = 16;
+        let mut lanes = [0_u32; LANES];
+        for part in block.as_chunks::<LANES>().0 {
+            for (lane, value) in lanes.iter_mut().zip(part) {
+                *lane = (*lane).max(value.to_bits() & MAGNITUDE);
+            }
+        }
+        *amax = f32::from_bits(reduce(lanes, u32::max));
+    }
+}
+
+/// How a value is brought to the unit of its block.
+pub(crate) trait Unit: Copy {
+    /// `x` in units of the scale.
+    fn of(self, x: f32) -> f32;
+}
+
+/// Divides, as the reference does.
+#[derive(Clone, Copy)]
+pub(crate) struct Divide(pub(crate) f32);
+
+impl Unit for Divide {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        x / self.0
+    }
+}
+
+/// Multiplies by a power of two.
+#[derive(Clone, Copy)]
+pub(crate) struct Multiply(pub(crate) f32);
+
+impl Unit for Multiply {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        x * self.0
+    }
+}
+
+/// Multiplies by a power of two; −0 counts as 0.
+#[derive(Clone, Copy)]
+pub(crate) struct MultiplyPositiveZero(pub(crate) f32);
+
+impl Unit for MultiplyPositiveZero {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        (x + 0.0) * self.0
+    }
+}
+
+/// Leaves values as they are.
+#[derive(Clone, Copy)]
+pub(crate) struct Keep;
+
+impl Unit for Keep {
+    #[inline(always)]
+    fn of(self, x: f32) -> f32 {
+        x
+    }
+}
+
+/// Codes `rne(clamp(unit(x)·factor, low, high))`, low byte of two's complement.
+///
+/// Clamping between integers before rounding or after gives the same.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low byte is the code")]
+pub(crate) fn encode_int(x: &[f32], unit: impl Unit, factor: f32, low: f32, high: f32, codes: &mut [u8]) {
+    for (&x, code) in x.iter().zip(codes) {
+        let v = fmin(fmax(unit.of(x) * factor, low), high);
+        *code = (v + MAGIC).to_bits() as u8;
+    }
+}
+
+/// Codes `clamp(rne(unit(x)) + zero, 0, high)`.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low byte is the code")]
+pub(crate) fn encode_int_offset(x: &[f32], unit: impl Unit, zero: f32, high: f32, codes: &mut [u8]) {
+    for (&x, code) in x.iter().zip(codes) {
+        // Beyond ±1024 every code saturates, whatever the zero point.
+        let v = fmin(fmax(unit.of(x), -1024.0), 1024.0);
+        let k = (v + MAGIC) - MAGIC;
+        let k = fmin(fmax(k + zero, 0.0), high);
+        *code = (k + MAGIC).to_bits() as u8;
+    }
+}
+
+/// A small float as the numbers its encoder and decoder need.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct SmallFloat {
+    /// Bits of f32's mantissa that it lacks.
+    shift: u32,
+    /// Bits of its largest value as f32.
+    max: u32,
+    /// Bits of its smallest normal value as f32.
+    smallest_normal: u32,
+    /// What is taken from the rounded bits: the difference of the biases, less the rounding half.
+    rebias: u32,
+    /// 2^23 times its smallest step: adding it rounds to that step.
+    magic: f32,
+    /// Its smallest step.
+    step: f32,
+    /// Where its sign stands.
+    sign: u32,
+    /// Magnitudes above it are NaN, or infinite for the first of an IEEE kind.
+    max_code: u32,
+    ieee: bool,
+}
+
+impl SmallFloat {
+    /// The numbers of a kind; `None` for those whose −0 is not a value.
+    pub(crate) fn new(kind: FloatKind) -> Option<Self> {
+        let sign = kind.bits() - 1;
+        let negative_zero = kind.decode(1 << sign);
+        if negative_zero.is_nan() {
+            return None;
+        }
+        let shift = 23 - kind.mantissa_bits();
+        let step = kind.decode(1);
+        let smallest_normal = kind.decode(1 << kind.mantissa_bits()).to_bits();
+        let max_code = u32::from(kind.encode(f32::MAX, crate::Overflow::Saturate));
+        Some(Self {
+            shift,
+            max: kind.max().to_bits(),
+            smallest_normal,
+            rebias: (smallest_normal - (1 << 23)).wrapping_sub((1 << (shift - 1)) - 1),
+            magic: step * 8_388_608.0,
+            step,
+            sign,
+            max_code,
+            #[expect(clippy::cast_possible_truncation, reason = "codes have at most 16 bits")]
+            ieee: max_code + 1 < 1 << sign && kind.decode((max_code + 1) as u16).is_infinite(),
+        })
+    }
+
+    /// The code nearest to `x`, ties to even, saturating.
+    #[inline(always)]
+    pub(crate) fn encode(self, x: f32) -> u32 {
+        let bits = x.to_bits();
+        let magnitude = (bits & MAGNITUDE).min(self.max);
+        // Rounding may carry into the exponent, which is the next binade's first code.
+        let odd = (magnitude >> self.shift) & 1;
+        let normal = (magnitude + odd).wrapping_sub(self.rebias) >> self.shift;
+        let small = (f32::from_bits(magnitude) + self.magic).to_bits().wrapping_sub(self.magic.to_bits());
+        let code = if magnitude < self.smallest_normal { small } else { normal };
+        code | (bits >> 31) << self.sign
+    }
+
+    /// The value of a code.
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "a magnitude has at most 15 bits")]
+    pub(crate) fn decode(self, code: u32) -> f32 {
+        let magnitude = code & ((1 << self.sign) - 1);
+        let normal = f32::from_bits((magnitude << self.shift) + (self.smallest_normal - (1 << 23)));
+        let small = magnitude.cast_signed() as f32 * self.step;
+        let value = if magnitude >> (23 - self.shift) == 0 { small } else { normal };
+        let beyond = if self.ieee && magnitude == self.max_code + 1 { f32::INFINITY } else { f32::NAN };
+        let sign = code >> self.sign << 31;
+        let signed = |value: f32| f32::from_bits(value.to_bits() | sign);
+        if magnitude <= self.max_code {
+            signed(value)
+        } else if beyond.is_infinite() {
+            signed(beyond)
+        } else {
+            f32::NAN
+        }
+    }
+}
+
+/// Codes of small floats of at most 8 bits.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "codes have at most 8 bits")]
+pub(crate) fn encode_float(x: &[f32], unit: impl Unit, kind: SmallFloat, codes: &mut [u8]) {
+    for (&x, code) in x.iter().zip(codes) {
+        *code = kind.encode(unit.of(x)) as u8;
+    }
+}
+
+/// Casts to a 16-bit float.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "codes have 16 bits")]
+pub(crate) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) {
+    for (&x, code) in x.iter().zip(codes.as_chunks_mut::<2>().0) {
+        *code = (kind.encode(x) as u16).to_le_bytes();
+    }
+}
+
+/// A code book whose entries rise, as cells that hold at most one boundary between codes.
+///
+/// With `cell = rne(v·15.49) mod 32`, the code of `v` is `first[cell] + (v > boundary[cell])`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bins {
+    /// Largest value of code `i`: the middle between two entries; the last is infinite.
+    pub(crate) edges: [f32; 16],
+    /// Code below the boundary of a cell.
+    pub(crate) first: [u32; 32],
+    /// The boundary in a cell, or infinity.
+    pub(crate) boundary: [f32; 32],
+}
+
+impl Bins {
+    /// Cells per unit.
+    pub(crate) const CELLS: f32 = 15.49;
+
+    /// The bins of a table; `None` unless it rises and its boundaries lie apart.
+    pub(crate) fn new(values: &[f32; 16]) -> Option<Self> {
+        let mut edges = [f32::INFINITY; 16];
+        for (edge, pair) in edges.iter_mut().zip(values.windows(2)) {
+            let (low, high) = (pair[0], pair[1]);
+            if low.partial_cmp(&high) != Some(std::cmp::Ordering::Less) {
+                return None;
+            }
+            *edge = (low + high) / 2.0;
+        }
+        let (mut first, mut boundary) = ([0; 32], [f32::INFINITY; 32]);
+        for cell in -15_i32..=15 {
+            let slot = (cell & 31).cast_unsigned() as usize;
+            let inside = |edge: &&f32| Self::cell(**edge) == cell;
+            if edges[..15].iter().filter(inside).count() > 1 {
+                return None;
+            }
+            boundary[slot] = edges[..15].iter().find(inside).copied().unwrap_or(f32::INFINITY);
+            first[slot] = edges[..15].iter().map(|&edge| u32::from(Self::cell(edge) < cell)).sum();
+        }
+        Some(Self { edges, first, boundary })
+    }
+
+    fn cell(v: f32) -> i32 {
+        (v * Self::CELLS + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
+    }
+}
+
+/// Codes of `clamp(x·reciprocal, −1, 1)`: the number of edges it exceeds.
+#[inline(always)]
+pub(crate) fn encode_book(x: &[f32], reciprocal: f32, bins: &Bins, codes: &mut [u8]) {
+    for (&x, code) in x.iter().zip(codes) {
+        let v = fmin(fmax(x * reciprocal, -1.0), 1.0);
+        let mut count = 0_u32;
+        for &edge in &bins.edges[..15] {
+            count += u32::from(v > edge);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "at most 15")]
+        let count = count as u8;
+        *code = count;
+    }
+}
+
+/// Packs codes of `bits` bits, little-endian bit stream; an incomplete last byte is filled with zeros.
+#[inline(always)]
+pub(crate) fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
+    if bits == 4 {
+        let (pairs, last) = codes.as_chunks::<2>();
+        for (pair, byte) in pairs.iter().zip(out.iter_mut()) {
+            *byte = (pair[0] & 15) | (pair[1] << 4);
+        }
+        if let ([code], Some(byte)) = (last, out.last_mut()) {
+            *byte = code & 15;
+        }
+        return;
+    }
+    let mask = ((1_u64 << bits) - 1) * 0x0101_0101_0101_0101;
+    let width = bits as usize;
+    let (eights, tail) = codes.as_chunks::<8>();
+    let whole = eights.len() * width;
+    let (body, rest) = out.split_at_mut(whole);
+    for (eight, bytes) in eights.iter().zip(body.chunks_exact_mut(width)) {
+        let word = gather_bits(u64::from_le_bytes(*eight) & mask, bits).to_le_bytes();
+        bytes.copy_from_slice(&word[..width]);
+    }
+    if !tail.is_empty() {
+        let mut eight = [0; 8];
+        eight[..tail.len()].copy_from_slice(tail);
+        let word = gather_bits(u64::from_le_bytes(eight) & mask, bits).to_le_bytes();
+        rest.copy_from_slice(&word[..rest.len()]);
+    }
+}
+
+/// Moves the low `bits` bits of each byte together.
+#[inline(always)]
+fn gather_bits(w: u64, bits: u32) -> u64 {
+    let w = (w & 0x00ff_00ff_00ff_00ff) | (w & 0xff00_ff00_ff00_ff00) >> (8 - bits);
+    let w = (w & 0x0000_ffff_0000_ffff) | (w & 0xffff_0000_ffff_0000) >> (16 - 2 * bits);
+    (w & 0xffff_ffff) | (w & 0xffff_ffff_0000_0000) >> (32 - 4 * bits)
+}
+
+/// Puts each group of `bits` bits into a byte of its own.
+#[inline(always)]
+fn scatter_bits(w: u64, bits: u32) -> u64 {
+    let low = |n: u32| (1_u64 << n) - 1;
+    let w = (w & low(4 * bits)) | (w & (low(4 * bits) << (4 * bits))) << (32 - 4 * bits);
+    let pairs = low(2 * bits) * 0x0000_0001_0000_0001;
+    let w = (w & pairs) | (w & (pairs << (2 * bits))) << (16 - 2 * bits);
+    let singles = low(bits) * 0x0001_0001_0001_0001;
+    (w & singles) | (w & (singles << bits)) << (8 - bits)
+}
+
+/// Unpacks codes of `bits` < 8 bits, the first standing at the start of `bytes`.
+#[inline(always)]
+pub(crate) fn unpack(bytes: &[u8], bits: u32, codes: &mut [u8]) {
+    let width = bits as usize;
+    let (eights, tail) = codes.as_chunks_mut::<8>();
+    let whole = eights.len() * width;
+    let mut rest = &bytes[whole..];
+    let mut bytes = bytes;
+    for eight in eights {
+        let mut word = [0; 8];
+        match bytes.first_chunk::<8>() {
+            Some(chunk) => word = *chunk,
+            None => word[..width].copy_from_slice(&bytes[..width]),
+        }
+        *eight = scatter_bits(u64::from_le_bytes(word), bits).to_le_bytes();
+        bytes = &bytes[width..];
+    }
+    if !tail.is_empty() {
+        let mut word = [0; 8];
+        rest = &rest[..rest.len().min(width)];
+        word[..rest.len()].copy_from_slice(rest);
+        let eight = scatter_bits(u64::from_le_bytes(word), bits).to_le_bytes();
+        tail.copy_from_slice(&eight[..tail.len()]);
+    }
+}
+
+/// Looks 4-bit codes up, two a byte, low nibble first.
+#[inline(always)]
+pub(crate) fn lookup16(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
+    let (pairs, last) = out.as_chunks_mut::<2>();
+    for (byte, pair) in codes.iter().zip(pairs) {
+        *pair = [table[usize::from(byte & 15)], table[usize::from(byte >> 4)]];
+    }
+    if let ([value], Some(byte)) = (last, codes.last()) {
+        *value = table[usize::from(byte & 15)];
+    }
+}
+
+/// Rounds positive scales to f16 (5 exponent bits) or bf16 as stored, keeping them above zero;
+/// writes the codes and gives false when one overflows.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "codes have 16 bits")]
+pub(crate) fn store_scales16(scales: &mut [f32], kind: SmallFloat, out: &mut [u8]) -> bool {
+    let mut most = 0_u32;
+    for (scale, bytes) in scales.iter_mut().zip(out.as_chunks_mut::<2>().0) {
+        // Saturation and overflow part half a step above the largest value; both are refused below.
+        let above = scale.to_bits().max(kind.max) - kind.max;
+        let code = kind.encode(*scale);
+        let code = if code == 0 && *scale != 0.0 { 1 } else { code };
+        most = most.max(above);
+        *scale = kind.decode(code);
+        *bytes = (code as u16).to_le_bytes();
+    }
+    most == 0
+}

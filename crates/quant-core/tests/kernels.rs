@@ -1,0 +1,321 @@
+//! Every kernel gives the bytes of the reference.
+
+#![expect(clippy::cast_possible_truncation, reason = "test values are cut on purpose")]
+
+use quant_core::kernels::{Isa, with_isa};
+use quant_core::{
+    Block, Codebook, Element, EncodeOptions, Error, FloatKind, Format, IntRule, Linear, NvRule, Overflow, PackedTensor,
+    Scale, ScaleRule, ScaleType, Shaped,
+};
+
+/// The formats that kernels cover, and some that they must leave alone.
+fn formats() -> Vec<Format> {
+    let mut formats: Vec<Format> = Format::named().iter().map(|named| named.format).collect();
+    let rules = [
+        IntRule::Restricted,
+        IntRule::Full,
+        IntRule::CtSym,
+        IntRule::GptqSym,
+        IntRule::AwqSym,
+        IntRule::Asymmetric,
+        IntRule::CtAsym,
+        IntRule::AwqAsym,
+        IntRule::FloatMin,
+        IntRule::Mlx,
+    ];
+    let scales = [ScaleType::F16, ScaleType::F32, ScaleType::Bf16];
+    let groups = [Block::Row, Block::Group(32), Block::Group(128), Block::Group(40), Block::Group(5), Block::Group(64)];
+    for (i, &rule) in rules.iter().enumerate() {
+        for bits in 2..=8 {
+            let scale = Scale::Float(scales[(i + usize::from(bits)) % 3]);
+            let block = groups[(i + usize::from(bits)) % groups.len()];
+            formats.push(Format { element: Element::Int { bits, rule }, block, scale });
+        }
+        for block in groups {
+            formats.push(Format {
+                element: Element::Int { bits: 4, rule },
+                block,
+                scale: Scale::Float(ScaleType::F16),
+            });
+        }
+    }
+    let block = Block::Group(32);
+    let saturating = |kind| Element::Float { kind, overflow: Overflow::Saturate };
+    let powers = [
+        ScaleRule::Floor,
+        ScaleRule::Ceil,
+        ScaleRule::Even,
+        ScaleRule::EvenCt,
+        ScaleRule::RCeil,
+        ScaleRule::RFloor,
+        ScaleRule::RRound,
+    ];
+    for rule in powers {
+        let scale = Scale::E8m0(rule);
+        for kind in FloatKind::ALL.into_iter().filter(|kind| kind.is_mx()) {
+            formats.push(Format { element: saturating(kind), block, scale });
+        }
+        for bits in [4, 5, 8] {
+            formats.push(Format { element: Element::Int { bits, rule: IntRule::Restricted }, block, scale });
+        }
+    }
+    for kind in FloatKind::ALL {
+        for overflow in [Overflow::Saturate, Overflow::NonSaturating] {
+            formats.push(Format { element: Element::Float { kind, overflow }, block: Block::Row, scale: Scale::None });
+        }
+        for (block, scale) in groups.into_iter().zip(scales.into_iter().cycle()) {
+            formats.push(Format { element: saturating(kind), block, scale: Scale::Float(scale) });
+        }
+    }
+    let nested = [
+        NvRule::Standard,
+        NvRule::TorchAo,
+        NvRule::TorchAoSingle,
+        NvRule::ModelOpt,
+        NvRule::CompressedTensors,
+        NvRule::Mlx,
+        NvRule::MlxSingle,
+        NvRule::PaperBf16,
+    ];
+    for rule in nested {
+        let (block, scale) = (Block::Group(16), Scale::E4m3(rule));
+        formats.push(Format { element: saturating(FloatKind::E2m1), block, scale });
+        formats.push(Format { element: Element::Int { bits: 4, rule: IntRule::Restricted }, block, scale });
+    }
+    for book in [Codebook::Nf4, Codebook::Af4, Codebook::BnbFp4] {
+        for (block, scale) in groups.into_iter().zip(scales.into_iter().cycle()) {
+            formats.push(Format { element: Element::Codebook(book), block, scale: Scale::Float(scale) });
+        }
+        formats.push(Format { element: Element::Codebook(book), block, scale: Scale::Double });
+    }
+    formats.push(Format { block: Block::Tile { rows: 2, columns: 64 }, ..Format::INT8 });
+    formats.push(Format { block: Block::Tensor, ..Format::INT4_G128 });
+    formats.retain(|format| format.validate().is_ok());
+    formats
+}
+
+/// A small generator, so that the tests name their seeds.
+struct Words(u64);
+
+impl Words {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 ^ (self.0 >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 16
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() & 0xff_ffff) as f32 / 8_388_608.0 - 1.0
+    }
+}
+
+/// Rows of different nature.
+fn row(kind: usize, len: usize, words: &mut Words) -> Vec<f32> {
+    let specials =
+        [0.0, -0.0, 1.0, -1.0, f32::MIN_POSITIVE, -1.0e-45, 1e-45, 65504.0, 65520.0, 448.0, 464.0, -57344.0, 1e-30];
+    (0..len)
+        .map(|i| match kind {
+            0 => words.unit(),
+            1 => words.unit() * (words.unit() * 40.0).exp2(),
+            // Multiples of a quarter: ties of every format.
+            2 => ((words.next() % 129) as f32 - 64.0) / 4.0,
+            3 => specials[(words.next() % specials.len() as u64) as usize],
+            4 => f32::from_bits((words.next() as u32) & 0x807f_ffff),
+            5 => f32::from_bits(words.next() as u32).clamp(-f32::MAX, f32::MAX),
+            6 => 0.0_f32.copysign(words.unit()),
+            7 => words.unit() * 1e-38,
+            8 => words.unit() + 3.0,
+            9 => {
+                if i % 17 == 0 {
+                    1000.0 * words.unit()
+                } else {
+                    words.unit()
+                }
+            }
+            _ => ((words.next() % 255) as f32 - 127.0) * 0.5,
+        })
+        .map(|x: f32| if x.is_finite() { x } else { 1.0 })
+        .collect()
+}
+
+const KINDS: usize = 11;
+
+fn check(isa: Isa, format: Format, x: &[f32], shape: &[usize]) {
+    let tensor = Shaped::new(x, shape).expect("the shape fits");
+    let expected = with_isa(Isa::Reference, || PackedTensor::encode(format, &tensor));
+    let found = with_isa(isa, || PackedTensor::encode(format, &tensor));
+    let (expected, found) = match (expected, found) {
+        (Ok(expected), Ok(found)) => (expected, found),
+        (expected, found) => {
+            assert_eq!(expected.err(), found.err(), "{format} {isa:?} {shape:?}");
+            return;
+        }
+    };
+    assert_eq!(expected.scales(), found.scales(), "scales of {format} {isa:?} {shape:?} {x:?}");
+    assert_eq!(expected.zeros(), found.zeros(), "zeros of {format} {isa:?} {shape:?} {x:?}");
+    assert_eq!(expected.second(), found.second(), "second of {format} {isa:?} {shape:?}");
+    if expected.codes() != found.codes() {
+        let (mut a, mut b) = (vec![0; shape[1]], vec![0; shape[1]]);
+        for row in 0..shape[0] {
+            expected.row_codes(row, &mut a).expect("the row exists");
+            found.row_codes(row, &mut b).expect("the row exists");
+            for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+                assert_eq!(
+                    a,
+                    b,
+                    "code of {format} {isa:?} {shape:?} row {row} element {i} = {:e}",
+                    x[row * shape[1] + i]
+                );
+            }
+        }
+        panic!("padding of {format} {isa:?} {shape:?}");
+    }
+    let expected_values = with_isa(Isa::Reference, || expected.decode());
+    let found_values = with_isa(isa, || expected.decode());
+    for (i, (a, b)) in expected_values.iter().zip(&found_values).enumerate() {
+        assert_eq!(a.to_bits(), b.to_bits(), "value of {format} {isa:?} {shape:?} element {i}: {a:e} and {b:e}");
+    }
+}
+
+macro_rules! agrees {
+    ($name:ident, $isa:expr) => {
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn rows_of_every_length_give_the_bytes_of_the_reference() {
+                if !$isa.is_available() {
+                    eprintln!("skipped: the CPU lacks {:?}", $isa);
+                    return;
+                }
+                let mut words = Words(1);
+                for format in formats() {
+                    for len in 1..=if cfg!(miri) { 35 } else { 131 } {
+                        let x = row(len % KINDS, 2 * len, &mut words);
+                        check($isa, format, &x, &[2, len]);
+                    }
+                }
+            }
+
+            #[test]
+            #[cfg(not(miri))]
+            fn values_of_every_nature_give_the_bytes_of_the_reference() {
+                if !$isa.is_available() {
+                    eprintln!("skipped: the CPU lacks {:?}", $isa);
+                    return;
+                }
+                let mut words = Words(2);
+                for format in formats() {
+                    for kind in 0..KINDS {
+                        for len in [128, 256, 640, 2048, 4099, 5000] {
+                            let x = row(kind, len, &mut words);
+                            check($isa, format, &x, &[1, len]);
+                        }
+                    }
+                }
+            }
+
+            #[test]
+            #[cfg(not(miri))]
+            fn scales_of_every_binade_give_the_bytes_of_the_reference() {
+                if !$isa.is_available() {
+                    eprintln!("skipped: the CPU lacks {:?}", $isa);
+                    return;
+                }
+                let mut words = Words(3);
+                for format in formats() {
+                    for exponent in (-149..=127).step_by(if format.code_bits() < 8 { 3 } else { 5 }) {
+                        let scale = 2.0_f64.powi(exponent) * f64::from(1.0 + words.unit().abs());
+                        let x: Vec<f32> = row(0, 256, &mut words).iter().map(|&v| (f64::from(v) * scale) as f32).collect();
+                        check($isa, format, &x, &[2, 128]);
+                    }
+                }
+            }
+
+            #[test]
+            fn the_first_bad_element_is_named_wherever_it_stands() {
+                let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+                for format in [Format::INT8, Format::INT4_G128_ASYM, Format::MXFP4, Format::NVFP4, Format::NF4] {
+                    for position in (0..300).step_by(7) {
+                        let mut x = vec![0.5; 400];
+                        x[position] = bad[position % 3];
+                        x[399] = f32::NAN;
+                        let tensor = Shaped::new(&x, &[2, 200]).expect("the shape fits");
+                        let found = with_isa($isa, || PackedTensor::encode(format, &tensor));
+                        assert!(
+                            matches!(found, Err(Error::NonFinite { index, .. }) if index == position),
+                            "{format} position {position}: {found:?}"
+                        );
+                    }
+                }
+            }
+
+            #[test]
+            #[cfg(not(miri))]
+            fn large_outputs_are_written_past_the_caches_unchanged() {
+                let mut words = Words(4);
+                // Rows whose bytes start at every alignment.
+                let (rows, columns) = (1060, 1027);
+                let x = row(0, rows * columns, &mut words);
+                for format in [Format::INT8, Format::FP8_E4M3] {
+                    check($isa, format, &x, &[rows, columns]);
+                }
+                let (rows, columns) = (600, 2080);
+                for format in [Format::MXFP4, Format::INT4_G128_ASYM, Format::NF4] {
+                    check($isa, format, &x[..rows * 1760], &[rows, 1760]);
+                    check($isa, format, &x[..500 * columns], &[500, columns]);
+                }
+            }
+
+            #[test]
+            fn products_give_the_bits_of_the_reference() {
+                let mut words = Words(5);
+                for columns in [1, 15, 16, 17, 64, 130] {
+                    for inputs in [1, 3, 4, 9] {
+                        let weights = row(0, 6 * columns, &mut words);
+                        let x = row(0, inputs * columns, &mut words);
+                        let tensor = Shaped::new(&weights, &[6, columns]).expect("the shape fits");
+                        let packed = PackedTensor::encode(Format::INT8, &tensor).expect("finite");
+                        let product = |isa| {
+                            let mut y = vec![0.0; inputs * 6];
+                            with_isa(isa, || packed.matmul(&x, &mut y)).expect("the slices fit");
+                            y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+                        };
+                        assert_eq!(product(Isa::Reference), product($isa), "{columns} columns, {inputs} inputs");
+                    }
+                }
+            }
+        }
+    };
+}
+
+agrees!(portable, Isa::Portable);
+agrees!(avx2, Isa::Avx2);
+agrees!(avx512, Isa::Avx512);
+
+#[test]
+fn offsets_into_a_slice_do_not_change_the_bytes() {
+    let mut words = Words(6);
+    let x = row(0, 64 + 256, &mut words);
+    for format in [Format::INT8, Format::MXFP8_E4M3, Format::NVFP4, Format::NF4, Format::INT4_G128] {
+        for start in 0..=64 {
+            check(Isa::current(), format, &x[start..start + 200], &[1, 200]);
+        }
+    }
+}
+
+#[test]
+fn encoding_again_into_the_same_memory_leaves_no_trace_of_the_old_tensor() {
+    let mut words = Words(7);
+    let (old, new) = (row(1, 3 * 300, &mut words), row(8, 3 * 300, &mut words));
+    for format in formats() {
+        let Ok(mut packed) = PackedTensor::encode(format, &Shaped::new(&old, &[3, 300]).expect("the shape fits"))
+        else {
+            continue;
+        };
+        if packed.second().is_empty() {
+            let new = Shaped::new(&new, &[3, 300]).expect("the shape fits");
+            packed.encode_again(&new, EncodeOptions::default()).expect("finite");
+            assert_eq!(packed, PackedTensor::encode(format, &new).expect("finite"), "{format}");
+        }
+    }
+}
