@@ -1,0 +1,118 @@
+//! Markdown: parts that are generated, and links that must lead somewhere.
+
+use crate::Failure;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Whether generated files are written or only compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Write,
+    Check,
+}
+
+/// Writes a generated file, or says that it is out of date.
+pub(crate) fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Failure> {
+    let current = fs::read_to_string(path).unwrap_or_default();
+    match mode {
+        _ if current == content => Ok(()),
+        Mode::Check => Err(format!("{} is out of date; run `cargo xtask study`", path.display())),
+        Mode::Write => {
+            println!("writes {}", path.display());
+            fs::write(path, content).map_err(|error| format!("{}: {error}", path.display()))
+        }
+    }
+}
+
+/// Replaces the text between `<!-- begin generated: NAME -->` and `<!-- end generated -->`.
+pub(crate) fn replace_section(page: &str, name: &str, content: &str) -> Result<String, Failure> {
+    let begin = format!("<!-- begin generated: {name} -->\n");
+    let end = "<!-- end generated -->";
+    let missing = || format!("the page has no section {name:?}");
+    let start = page.find(&begin).ok_or_else(missing)? + begin.len();
+    let length = page[start..].find(end).ok_or_else(missing)?;
+    Ok(format!("{}\n{}\n\n{}", &page[..start], content.trim_end(), &page[start + length..]))
+}
+
+/// Checks the relative links of the Markdown files at the root, of the crates and of the book.
+pub(crate) fn check_links(root: &Path) -> Result<(), Failure> {
+    let mut pages = Vec::new();
+    for folder in [".", "docs", "crates", "xtask", "models", "benches", "fuzz"] {
+        collect(&root.join(folder), folder != ".", &mut pages)?;
+    }
+    let mut broken = Vec::new();
+    for page in &pages {
+        let text = fs::read_to_string(page).map_err(|error| format!("{}: {error}", page.display()))?;
+        for target in links(&text) {
+            let file = target.split('#').next().unwrap_or_default();
+            let exists = page.parent().is_some_and(|folder| folder.join(file).exists());
+            if !file.is_empty() && !file.contains(':') && !exists {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    println!("{} pages, {} broken links", pages.len(), broken.len());
+    if broken.is_empty() { Ok(()) } else { Err(format!("links that lead nowhere:\n  {}", broken.join("\n  "))) }
+}
+
+fn collect(folder: &Path, deep: bool, pages: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.map_err(|error| format!("{}: {error}", folder.display()))?.path();
+        if path.is_dir() && deep && path.file_name().is_none_or(|name| name != "target" && name != "book") {
+            collect(&path, deep, pages)?;
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path);
+        }
+    }
+    pages.sort();
+    Ok(())
+}
+
+/// Targets of inline links `[text](target)` outside code.
+fn links(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        // Every other piece between backticks is code.
+        for piece in line.split('`').step_by(2) {
+            for after in piece.split("](").skip(1) {
+                if let Some((target, _)) = after.split_once(')') {
+                    found.push(target);
+                }
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{links, replace_section};
+
+    #[test]
+    fn links_in_code_are_not_followed() {
+        let text = "[a](one.md) and `x[0](no)` and [b](two.md#part)\n```\n[c](no)\n```\n[d](three)";
+        assert_eq!(links(text), ["one.md", "two.md#part", "three"]);
+    }
+
+    #[test]
+    fn links_around_code_in_their_text_are_followed() {
+        assert_eq!(links("see [`quant-core`](core.md)"), ["core.md"]);
+    }
+
+    #[test]
+    fn only_the_named_section_is_replaced() {
+        let page = "a\n<!-- begin generated: t -->\nold\n<!-- end generated -->\nb\n";
+        let new = replace_section(page, "t", "new\n").unwrap();
+        assert_eq!(new, "a\n<!-- begin generated: t -->\n\nnew\n\n<!-- end generated -->\nb\n");
+        assert_eq!(replace_section(&new, "t", "new").unwrap(), new);
+        assert!(replace_section(page, "u", "new").is_err(), "a section that does not exist");
+    }
+}

@@ -1,0 +1,53 @@
+//! Development tasks: `cargo xtask ci`, `cargo xtask study`.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod docs;
+mod study;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage: cargo xtask <task>
+
+  ci [STEP...]       run all checks, or only the named steps, in the order listed below
+  ci --list          name the steps
+  study [--check]    measure and draw docs/src/int-vs-fp.md; with --check, fail if it would change
+  links              check that every relative link in the Markdown files leads somewhere
+";
+
+/// Why a task ended early; the message is for people.
+type Failure = String;
+
+fn main() -> ExitCode {
+    // The manifest lies in `xtask/`, one below the root of the workspace.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["ci", "--list"] => {
+            ci::list();
+            Ok(())
+        }
+        ["ci", steps @ ..] => ci::run(root, steps),
+        ["study"] => study::run(root, docs::Mode::Write),
+        ["study", "--check"] => study::run(root, docs::Mode::Check),
+        ["links"] => docs::check_links(root),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("unknown task {:?}\n\n{USAGE}", args.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
