@@ -1,8 +1,9 @@
 //! One loader over every container.
 
 use crate::error::shorten;
-use crate::gguf::GgmlType;
+use crate::gguf::{self, GgmlType, GgufFile, Permuted};
 use crate::hf::{self, ModelFolder};
+use crate::packed::{self, PackedInfo};
 use crate::safetensors::{DType, SafetensorsFile, TensorBytes};
 use crate::{Error, FileBytes};
 use quant_core::{Format, PackedTensor};
@@ -65,6 +66,10 @@ impl Entry {
 enum Place {
     /// Tensor `tensor` of safetensors file `file`.
     Safetensors { file: usize, tensor: usize },
+    /// Packed tensor `packed` of the checkpoint, its sections in safetensors file `file`.
+    Packed { file: usize, packed: usize },
+    /// Tensor `tensor` of the GGUF file, whose rows belong to so many permuted heads (0: not permuted).
+    Gguf { tensor: usize, heads: usize },
 }
 
 /// A plain tensor: lent from the mapped file, or owned where its rows had to be put in order.
@@ -99,6 +104,8 @@ pub struct Checkpoint {
     layout: CheckpointLayout,
     config: Option<Value>,
     files: Vec<SafetensorsFile>,
+    gguf: Option<GgufFile>,
+    packed: Vec<PackedInfo>,
     /// In order of position in the files.
     entries: Vec<Entry>,
     by_name: BTreeMap<String, usize>,
@@ -114,30 +121,42 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         if path.is_dir() {
-            let folder = ModelFolder::open(path)?;
-            let (config, files) = folder.into_parts();
-            return Self::from_safetensors(path, config, files);
+            return match ModelFolder::open(path) {
+                Ok(folder) => {
+                    let (config, files) = folder.into_parts();
+                    Self::from_safetensors(path, config, files)
+                }
+                // A folder without safetensors may hold one GGUF file.
+                Err(missing @ Error::NoCheckpoint { .. }) => match hf::weight_files(path, "gguf")?.as_slice() {
+                    [one] => Self::from_gguf(path, hf::read_config(path)?, GgufFile::open(one)?),
+                    _ => Err(missing),
+                },
+                Err(error) => Err(error),
+            };
         }
         let bytes = FileBytes::map(path)?;
+        // A safetensors file that begins with these bytes would have a header of over a gigabyte.
+        if bytes.starts_with(b"GGUF") || path.extension().is_some_and(|e| e == "gguf") {
+            return Self::from_gguf(path, None, GgufFile::from_bytes(bytes)?);
+        }
         Self::from_safetensors(path, None, vec![SafetensorsFile::from_bytes(bytes)?])
     }
 
     fn from_safetensors(path: &Path, config: Option<Value>, files: Vec<SafetensorsFile>) -> Result<Self, Error> {
-        let mut entries = Vec::new();
+        let mut found = Found::default();
         for (file, safetensors) in files.iter().enumerate() {
-            for (tensor, info) in safetensors.header().tensors().iter().enumerate() {
-                entries.push(Entry {
-                    name: info.name.clone(),
-                    shape: info.shape.clone(),
-                    stored: Stored::Plain(info.dtype),
-                    bytes: info.bytes(),
-                    place: Place::Safetensors { file, tensor },
-                });
-            }
+            found.add(file, safetensors).map_err(|e| e.in_file(safetensors.path()))?;
         }
-        let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
-        let layout = CheckpointLayout::Safetensors;
-        Ok(Self { path: path.to_owned(), layout, config, files, entries, by_name })
+        let Found { layout, packed, entries } = found;
+        let by_name = index(&entries).map_err(|e| e.in_file(path))?;
+        Ok(Self { path: path.to_owned(), layout, config, files, gguf: None, packed, entries, by_name })
+    }
+
+    fn from_gguf(path: &Path, config: Option<Value>, file: GgufFile) -> Result<Self, Error> {
+        let entries = gguf_entries(&file).map_err(|e| e.in_file(file.path()))?;
+        let by_name = index(&entries).map_err(|e| e.in_file(path))?;
+        let (path, layout, gguf) = (path.to_owned(), CheckpointLayout::Gguf, Some(file));
+        Ok(Self { path, layout, config, files: Vec::new(), gguf, packed: Vec::new(), entries, by_name })
     }
 
     /// The path that was opened.
@@ -214,9 +233,19 @@ impl Checkpoint {
                     let error = Error::NotNumeric { tensor: shorten(name), dtype: tensor.dtype };
                     return Err(error.in_file(path));
                 }
-                Ok(())
+            }
+            Place::Packed { file, packed } => {
+                let tensor = self.assemble(file, packed)?;
+                tensor.decode_into(out).map_err(Error::packed(name)).map_err(|e| e.in_file(&self.path))?;
+            }
+            Place::Gguf { tensor, heads } => {
+                let (kind, bytes) = self.gguf_rows(tensor, heads, entry);
+                if !gguf::dequantize(kind, &bytes, out) {
+                    return Err(Error::UndecodableType { tensor: shorten(name), kind }.in_file(&self.path));
+                }
             }
         }
+        Ok(())
     }
 
     /// Lends a plain tensor's bytes; `None` for tensors that are packed or in ggml blocks.
@@ -226,13 +255,13 @@ impl Checkpoint {
     /// [`Error::NoSuchTensor`].
     pub fn plain(&self, name: &str) -> Result<Option<PlainTensor<'_>>, Error> {
         let entry = self.require(name)?;
-        match entry.place {
-            Place::Safetensors { file, tensor } => {
-                let (_, tensor) = self.lend(file, tensor);
-                let bytes = Cow::Borrowed(tensor.bytes);
-                Ok(Some(PlainTensor { dtype: tensor.dtype, shape: &entry.shape, bytes }))
-            }
-        }
+        let Stored::Plain(dtype) = entry.stored else { return Ok(None) };
+        let bytes = match entry.place {
+            Place::Safetensors { file, tensor } => Cow::Borrowed(self.lend(file, tensor).1.bytes),
+            Place::Gguf { tensor, heads } => self.gguf_rows(tensor, heads, entry).1,
+            Place::Packed { .. } => return Ok(None),
+        };
+        Ok(Some(PlainTensor { dtype, shape: &entry.shape, bytes }))
     }
 
     /// Lends a packed tensor; borrowed from the mapped file where its layout is that of
@@ -244,8 +273,24 @@ impl Checkpoint {
     /// [`Error::NoSuchTensor`]; [`Error::Packed`] when a scale is not finite or a section has the wrong length.
     pub fn packed(&self, name: &str) -> Result<Option<PackedTensor<'_>>, Error> {
         match self.require(name)?.place {
-            Place::Safetensors { .. } => Ok(None),
+            Place::Packed { file, packed } => self.assemble(file, packed).map(Some),
+            Place::Safetensors { .. } | Place::Gguf { .. } => Ok(None),
         }
+    }
+
+    fn assemble(&self, file: usize, packed: usize) -> Result<PackedTensor<'_>, Error> {
+        let section = |tensor| self.lend(file, tensor).1.bytes;
+        packed::assemble(&self.packed[packed], section).map_err(|e| e.in_file(self.files[file].path()))
+    }
+
+    fn gguf_rows(&self, tensor: usize, heads: usize, entry: &Entry) -> (GgmlType, Cow<'_, [u8]>) {
+        let Some(file) = &self.gguf else { return (GgmlType::F32, Cow::Borrowed(&[])) };
+        let tensor = &file.tensors()[tensor];
+        let bytes = file.tensor_bytes(tensor);
+        // A bias is a column: each element is a row of it.
+        let rows = entry.shape.first().copied().unwrap_or(0);
+        let bytes = if heads == 0 { Cow::Borrowed(bytes) } else { gguf::unpermute_rows(bytes, rows, heads) };
+        (tensor.kind, bytes)
     }
 
     fn lend(&self, file: usize, tensor: usize) -> (&Path, TensorBytes<'_>) {
@@ -253,4 +298,113 @@ impl Checkpoint {
         let info = &file.header().tensors()[tensor];
         (file.path(), file.lend(info))
     }
+}
+
+/// What the headers of safetensors files hold.
+struct Found {
+    layout: CheckpointLayout,
+    packed: Vec<PackedInfo>,
+    entries: Vec<Entry>,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self { layout: CheckpointLayout::Safetensors, packed: Vec::new(), entries: Vec::new() }
+    }
+}
+
+impl Found {
+    fn add(&mut self, file: usize, safetensors: &SafetensorsFile) -> Result<(), Error> {
+        let header = safetensors.header();
+        let infos = packed::find(header)?;
+        if infos.is_some() {
+            self.layout = CheckpointLayout::Leanbits;
+        }
+        // The section of codes stands for its tensor in the order of positions; other sections vanish.
+        let mut owner = BTreeMap::new();
+        for info in infos.into_iter().flatten() {
+            for (section, position) in info.sections.iter().enumerate() {
+                if let Some(position) = position
+                    && owner.insert(*position, (section == 0).then_some(self.packed.len())).is_some()
+                {
+                    return Err(Error::DuplicateKey { key: shorten(&header.tensors()[*position].name) });
+                }
+            }
+            self.packed.push(info);
+        }
+        for (tensor, info) in header.tensors().iter().enumerate() {
+            let entry = match owner.get(&tensor) {
+                None => Entry {
+                    name: info.name.clone(),
+                    shape: info.shape.clone(),
+                    stored: Stored::Plain(info.dtype),
+                    bytes: info.bytes(),
+                    place: Place::Safetensors { file, tensor },
+                },
+                Some(None) => continue,
+                Some(&Some(packed)) => {
+                    let info = &self.packed[packed];
+                    let bytes = info.sections.iter().flatten().map(|&s| header.tensors()[s].bytes()).sum();
+                    Entry {
+                        name: info.name.clone(),
+                        shape: info.shape.clone(),
+                        stored: Stored::Packed(info.format),
+                        bytes,
+                        place: Place::Packed { file, packed },
+                    }
+                }
+            };
+            self.entries.push(entry);
+        }
+        Ok(())
+    }
+}
+
+fn index(entries: &[Entry]) -> Result<BTreeMap<String, usize>, Error> {
+    let mut by_name = BTreeMap::new();
+    for (i, entry) in entries.iter().enumerate() {
+        if by_name.insert(entry.name.clone(), i).is_some() {
+            return Err(Error::DuplicateKey { key: shorten(&entry.name) });
+        }
+    }
+    Ok(by_name)
+}
+
+/// The tensors of a GGUF file under their Hugging Face names where its architecture is known.
+fn gguf_entries(file: &GgufFile) -> Result<Vec<Entry>, Error> {
+    let architecture = file.metadata("general.architecture").and_then(|v| v.as_text()).unwrap_or_default().to_owned();
+    let mut order: Vec<usize> = (0..file.tensors().len()).collect();
+    order.sort_by_key(|&i| file.tensors()[i].range.start);
+    let entry = |tensor: usize| {
+        let info = &file.tensors()[tensor];
+        let found = gguf::hf_name(&architecture, &info.name);
+        let heads = match found.as_ref().map(|f| f.permuted) {
+            None | Some(Permuted::No) => 0,
+            Some(Permuted::Queries) => head_count(file, &architecture, &["head_count"], info.shape[0])?,
+            Some(Permuted::Keys) => head_count(file, &architecture, &["head_count_kv", "head_count"], info.shape[0])?,
+        };
+        Ok(Entry {
+            name: found.map_or_else(|| info.name.clone(), |f| f.name),
+            shape: info.shape.clone(),
+            stored: info.kind.plain().map_or(Stored::Gguf(info.kind), Stored::Plain),
+            bytes: info.range.len() as u64,
+            place: Place::Gguf { tensor, heads },
+        })
+    };
+    order.into_iter().map(entry).collect()
+}
+
+/// The number of heads among which `rows` permuted rows are divided: the first key that is there.
+fn head_count(file: &GgufFile, architecture: &str, keys: &[&str], rows: usize) -> Result<usize, Error> {
+    let keys: Vec<String> = keys.iter().map(|key| format!("{architecture}.attention.{key}")).collect();
+    let found = keys.iter().find_map(|key| Some((key, file.metadata(key)?)));
+    let bad = |key: &str, message: String| Error::BadValue { key: shorten(key), message };
+    let Some((key, value)) = found else {
+        return Err(bad(&keys[0], "it is missing, but the order of the query and key rows depends on it".to_owned()));
+    };
+    let heads = value.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+    if heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
+        return Err(bad(key, format!("{rows} rows cannot be divided among {value:?} heads in pairs")));
+    }
+    Ok(heads)
 }

@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | [`safetensors`] | safetensors | ✓ | ✓ |
 //! | [`hf`] | Hugging Face folders, single or sharded | ✓ | ✓ |
+//! | [`packed`] | packed tensors of this project in safetensors | ✓ | ✓ |
 //! | [`gguf`] | GGUF v2, v3 | ✓ | – |
 //!
 //! Outside bytes never cause a panic: every defect has its variant of [`Error`], which names file,
@@ -23,9 +24,12 @@ pub mod gguf;
 pub mod hf;
 mod json;
 mod mmap;
+pub mod packed;
 pub mod safetensors;
+mod write;
 
 pub use atomic::{AtomicFile, write_atomically};
 pub use checkpoint::{Checkpoint, CheckpointLayout, Entry, PlainTensor, Stored};
 pub use error::Error;
 pub use mmap::FileBytes;
+pub use write::{CheckpointPlan, CheckpointWriter, PlannedStorage, PlannedTensor};

@@ -6,5 +6,6 @@ mod index;
 mod shards;
 
 pub use folder::{ModelFolder, side_files};
+pub(crate) use folder::{read_config, weight_files};
 pub use index::{INDEX_NAME, Index};
 pub use shards::{ShardOptions, ShardPlan, ShardWriter, copy_side_files};

@@ -121,7 +121,10 @@ pub struct ShardWriter {
 enum State {
     Untouched,
     Open(Box<SafetensorsWriter>),
+    /// Completed by this writer.
     Done,
+    /// Found complete.
+    Kept,
 }
 
 impl ShardWriter {
@@ -137,10 +140,27 @@ impl ShardWriter {
             .files()
             .map(|(name, file)| {
                 let finished = options.keep_finished && is_finished(&folder.join(name), file);
-                if finished { State::Done } else { State::Untouched }
+                if finished { State::Kept } else { State::Untouched }
             })
             .collect();
         Ok(Self { folder, plan, state })
+    }
+
+    /// Prepares to write a plan of one shard as a file of any name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] when the plan has several shards.
+    pub fn create_file(target: impl AsRef<Path>, mut plan: ShardPlan) -> Result<Self, Error> {
+        let target = target.as_ref();
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let [(file_name, _)] = plan.files.as_mut_slice() else {
+            let reason = format!("the plan has {} shards; raise max_shard_bytes", plan.files.len());
+            return Err(Error::Unsupported { what: format!("writing one file {name:?}"), reason });
+        };
+        *file_name = name;
+        let folder = target.parent().unwrap_or(Path::new("")).to_owned();
+        Ok(Self { folder, plan, state: vec![State::Untouched] })
     }
 
     /// The plan being followed.
@@ -152,7 +172,7 @@ impl ShardWriter {
     /// Whether a tensor's shard is still to be completed; false for tensors of finished shards.
     #[must_use]
     pub fn needs(&self, name: &str) -> bool {
-        self.plan.place.get(name).is_some_and(|&file| !matches!(self.state[file], State::Done))
+        self.plan.place.get(name).is_some_and(|&file| matches!(self.state[file], State::Untouched | State::Open(_)))
     }
 
     /// Writes one tensor, opening and completing its shard as needed.
@@ -200,6 +220,19 @@ impl ShardWriter {
         match self.plan.index() {
             Some(index) => write_atomically(self.folder.join(INDEX_NAME), index.to_json().as_bytes()),
             None => Ok(()),
+        }
+    }
+}
+
+impl ShardWriter {
+    /// Gives up: removes unfinished shards and those this writer completed. Shards that were kept from
+    /// an earlier run stay.
+    pub fn discard(self) {
+        for ((name, _), state) in self.plan.files.iter().zip(&self.state) {
+            if matches!(state, State::Done) {
+                // A shard that cannot be removed is all that can be left; there is nobody to tell.
+                let _ = std::fs::remove_file(self.folder.join(name));
+            }
         }
     }
 }
