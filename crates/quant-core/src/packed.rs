@@ -175,7 +175,9 @@ impl<'a> PackedTensor<'a> {
         if let Some(&value) = second.iter().find(|s| !s.is_finite()) {
             return Err(Error::ReservedScale { block: 0, value });
         }
-        let grid = FormatGrid::with_tensor_scale(format, second.first().copied().unwrap_or(1.0))?;
+        // Double quantization keeps its second level in `second` too, but its grid has no tensor scale.
+        let tensor_scale = if matches!(format.scale, Scale::E4m3(_)) { second.first().copied() } else { None };
+        let grid = FormatGrid::with_tensor_scale(format, tensor_scale.unwrap_or(1.0))?;
         let decoder = RowDecoder::new(&grid, &layout);
         let tensor = Self { format, shape: shape.to_vec(), layout, grid, decoder, codes, scales, zeros, second };
         for block in 0..layout.blocks() {
