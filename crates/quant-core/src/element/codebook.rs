@@ -22,30 +22,39 @@ impl Codebook {
         }
     }
 
-    /// The code of the entry nearest to `v`, decided by comparison with the midpoints
-    /// `(a + b)/2` (in f32) of neighbouring entries. A midpoint belongs to the lower neighbour in
-    /// NF4 and AF4, to the one of smaller magnitude in the FP4 of bitsandbytes.
+    /// The code of the entry nearest to `v`: with the table in ascending order, as many entries are
+    /// passed as midpoints `(a + b)/2` (in f32) of neighbours lie strictly below `v`, so that a tie
+    /// goes to the lower value.
+    ///
+    /// The two zeros of bitsandbytes' FP4 are neighbours as well: code 0 (+0) takes the values just
+    /// below zero and zero itself, code 8 (−0) those just above it, as in that library.
     #[must_use]
     pub fn nearest(self, v: f32) -> u16 {
         match self {
-            Self::Nf4 | Self::Af4 => midpoints_below(self.values(), v),
-            Self::BnbFp4 => {
-                let code = BNB_FP4_ORDER[usize::from(midpoints_below(&BNB_FP4_ASCENDING, v.abs()))];
-                if v < 0.0 { code | 8 } else { code }
-            }
+            Self::Nf4 => midpoints_below(&NF4, v),
+            Self::Af4 => midpoints_below(&AF4, v),
+            Self::BnbFp4 => BNB_FP4_ORDER[usize::from(midpoints_below(&BNB_FP4_ASCENDING, v))],
         }
     }
 }
 
 /// How many midpoints of neighbours in an ascending table lie strictly below `v`.
-fn midpoints_below(values: &[f32], v: f32) -> u16 {
+fn midpoints_below(values: &[f32; 16], v: f32) -> u16 {
     values.windows(2).map(|pair| u16::from((pair[0] + pair[1]) / 2.0 < v)).sum()
 }
 
-/// The magnitudes of `BnbFp4` in ascending order, and their codes.
-const BNB_FP4_ASCENDING: [f32; 8] =
-    [BNB_FP4[0], BNB_FP4[1], BNB_FP4[6], BNB_FP4[7], BNB_FP4[4], BNB_FP4[5], BNB_FP4[2], BNB_FP4[3]];
-const BNB_FP4_ORDER: [u16; 8] = [0, 1, 6, 7, 4, 5, 2, 3];
+/// The codes of `BnbFp4` in ascending order of their values.
+const BNB_FP4_ORDER: [u16; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+
+const BNB_FP4_ASCENDING: [f32; 16] = {
+    let mut values = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        values[i] = BNB_FP4[BNB_FP4_ORDER[i] as usize];
+        i += 1;
+    }
+    values
+};
 
 #[rustfmt::skip]
 const NF4: [f32; 16] = [
@@ -55,7 +64,7 @@ const NF4: [f32; 16] = [
 #[rustfmt::skip]
 const AF4: [f32; 16] = [
     -1.0, -0.694_410_1, -0.512_437_4, -0.373_695_1, -0.256_075_52, -0.149_824_78, -0.049_348_12, 0.0,
-    0.042_731_64, 0.129_348_33, 0.219_612_74, 0.316_756_66, 0.425_638_82, 0.554_962_34, 0.724_248_63, 1.0,
+    0.042_731_64, 0.129_344_83, 0.219_612_74, 0.316_756_66, 0.425_638_82, 0.554_962_34, 0.724_248_63, 1.0,
 ];
 #[rustfmt::skip]
 const BNB_FP4: [f32; 16] = [

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 /// For every decade `10^(i−6)`, `i` in `0..7`, the interval from 0.1 to 1 is cut into `2^i` equal
 /// parts; the middles of the parts, times the decade, both signs, and 0 and 1 are the values
 /// (T. Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", arXiv 1511.04561; "8-bit
-/// Optimizers via Block-wise Quantization", arXiv 2110.02861). All arithmetic is in f32.
+/// Optimizers via Block-wise Quantization", arXiv 2110.02861). Steps, middles and products are rounded to f32.
 pub(crate) static SIGNED_DYNAMIC_MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
     const DECADES: [f32; 7] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
     let mut values = [0.0; 256];
@@ -22,9 +22,13 @@ pub(crate) static SIGNED_DYNAMIC_MAP: LazyLock<[f32; 256]> = LazyLock::new(|| {
     for (i, decade) in DECADES.iter().enumerate() {
         let parts = 1_u16 << i;
         let step = (1.0_f32 - 0.1) / f32::from(parts);
-        // Counted from the nearer end, which keeps both ends exact.
+        // Counted from the nearer end, which keeps both ends exact, and rounded once.
+        #[expect(clippy::cast_possible_truncation, reason = "the one rounding")]
         let boundary = |k: u16| {
-            if k < parts.div_ceil(2) { 0.1 + step * f32::from(k) } else { 1.0 - step * f32::from(parts - k) }
+            let distance = |parts: u16| f64::from(step) * f64::from(parts);
+            let exact =
+                if k < parts.div_ceil(2) { f64::from(0.1_f32) + distance(k) } else { 1.0 - distance(parts - k) };
+            exact as f32
         };
         for k in 0..parts {
             let middle = decade * ((boundary(k) + boundary(k + 1)) / 2.0);
