@@ -8,12 +8,14 @@ use crate::Failure;
 use crate::docs::{Mode, publish, replace_section};
 use chart::{Panel, Series, Style};
 use measure::{PAIRS, Pair, Point};
+use quant_core::{Format, Layout, NamedFormat};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::thread::ScopedJoinHandle;
 
 const PAGE: &str = "docs/src/int-vs-fp.md";
+const FORMATS_PAGE: &str = "docs/src/formats.md";
 const FIGURE: &str = "docs/src/figures/int-vs-fp.svg";
 const INT_COLOUR: &str = "#1b6ca8";
 const FLOAT_COLOUR: &str = "#c8553d";
@@ -41,7 +43,24 @@ pub(crate) fn run(root: &Path, mode: Mode) -> Result<(), Failure> {
     for (name, content) in [("crossovers", crossovers(&studies)?)].into_iter().chain(tables) {
         page = replace_section(&page, name, &content)?;
     }
-    publish(&path, &page, mode)
+    publish(&path, &page, mode)?;
+
+    let path = root.join(FORMATS_PAGE);
+    let page = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    publish(&path, &replace_section(&page, "named", &named()?)?, mode)
+}
+
+/// The named formats and what they take.
+fn named() -> Result<String, Failure> {
+    const SIZE: usize = 4096;
+    let mut text = String::from("| name | what | bits a code | bits a value |\n|---|---|---|---|\n");
+    for NamedFormat { name, summary, format } in Format::named() {
+        let layout = Layout::new(*format, &[SIZE, SIZE]).map_err(|error| error.to_string())?;
+        let bytes = layout.code_bytes() + layout.scale_bytes() + layout.zero_bytes() + 4 * layout.second_len;
+        let bits = 8.0 * bytes as f64 / (SIZE * SIZE) as f64;
+        let _ = writeln!(text, "| `{name}` | {summary} | {} | {bits:.3} |", format.code_bits());
+    }
+    Ok(text)
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, Result<T, Failure>>) -> Result<T, Failure> {
