@@ -38,7 +38,9 @@ const STEPS: &[Step] = &[
     Step {
         name: "demo",
         summary: "the demonstration runs",
-        run: |ci| ci.cargo(&["run", "--release", "--package", "leanbits", "--", "demo"]),
+        run: |ci| {
+            ci.cargo(&["run", "--release", "--package", "leanbits", "--", "demo", "--svg", "target/leanbits-demo.svg"])
+        },
     },
     Step {
         name: "doctests",

@@ -37,8 +37,8 @@ pub(crate) fn replace_section(page: &str, name: &str, content: &str) -> Result<S
 /// Checks the relative links of the Markdown files at the root, of the crates and of the book.
 pub(crate) fn check_links(root: &Path) -> Result<(), Failure> {
     let mut pages = Vec::new();
-    for folder in [".", "docs", "crates", "xtask", "models", "benches", "fuzz"] {
-        collect(&root.join(folder), folder != ".", &mut pages)?;
+    for folder in ["", "docs", "crates", "xtask", "models", "benches", "fuzz"] {
+        collect(&root.join(folder), !folder.is_empty(), &mut pages)?;
     }
     let mut broken = Vec::new();
     for page in &pages {
@@ -47,7 +47,7 @@ pub(crate) fn check_links(root: &Path) -> Result<(), Failure> {
             let file = target.split('#').next().unwrap_or_default();
             let exists = page.parent().is_some_and(|folder| folder.join(file).exists());
             if !file.is_empty() && !file.contains(':') && !exists {
-                broken.push(format!("{}: {target}", page.display()));
+                broken.push(format!("{}: {target}", page.strip_prefix(root).unwrap_or(page).display()));
             }
         }
     }

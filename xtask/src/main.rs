@@ -13,7 +13,7 @@ Usage: cargo xtask <task>
 
   ci [STEP...]       run all checks, or only the named steps, in the order listed below
   ci --list          name the steps
-  study [--check]    measure and draw docs/src/int-vs-fp.md; with --check, fail if it would change
+  study [--check]    write the measured tables and figures of docs/src; with --check, fail if any would change
   links              check that every relative link in the Markdown files leads somewhere
 ";
 
