@@ -134,7 +134,16 @@ impl Checkpoint {
                 Err(error) => Err(error),
             };
         }
-        let bytes = FileBytes::map(path)?;
+        Self::from_bytes(FileBytes::map(path)?)
+    }
+
+    /// Opens a file whose bytes are mapped or in memory; its name decides where its beginning does not.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the container's reader finds.
+    pub fn from_bytes(bytes: FileBytes) -> Result<Self, Error> {
+        let path = &bytes.path().to_owned();
         // A safetensors file that begins with these bytes would have a header of over a gigabyte.
         if bytes.starts_with(b"GGUF") || path.extension().is_some_and(|e| e == "gguf") {
             return Self::from_gguf(path, None, GgufFile::from_bytes(bytes)?);

@@ -3,10 +3,12 @@
 use crate::Error;
 use crate::error::shorten;
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
+use std::marker::PhantomData;
 
 /// Longest JSON side file (config.json, index) that is read.
 pub(crate) const JSON_LIMIT: u64 = 64 << 20;
@@ -58,4 +60,25 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str, what: &'static str) -
             Error::BadJson { what, message: brief(&error) }
         }
     })
+}
+
+/// A JSON object read into `T`: serde's structs would accept an array of their fields as well.
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
 }

@@ -20,6 +20,9 @@
 mod atomic;
 mod checkpoint;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz_bodies;
 pub mod gguf;
 pub mod hf;
 mod json;

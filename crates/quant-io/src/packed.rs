@@ -17,7 +17,7 @@
 
 use crate::Error;
 use crate::error::shorten;
-use crate::json;
+use crate::json::{self, Object};
 use crate::safetensors::{DType, Header, TensorSpec};
 use quant_core::{Format, Layout, PackedTensor, Scale, ScaleType, ZeroPoint};
 use serde::Deserialize;
@@ -87,7 +87,7 @@ pub fn find(header: &Header) -> Result<Option<Vec<PackedInfo>>, Error> {
 
 fn describe(header: &Header, name: &str, text: &str) -> Result<PackedInfo, Error> {
     let bad = |message| Error::BadField { field: format!("{PACKED_KEY}{}", shorten(name)), message };
-    let description: Description = serde_json::from_str(text).map_err(|e| bad(json::brief(&e)))?;
+    let Object(description) = serde_json::from_str::<Object<Description>>(text).map_err(|e| bad(json::brief(&e)))?;
     let format: Format = description.format.parse().map_err(Error::packed(name))?;
     let shape = checked_shape(name, &description.shape)?;
     let mut sections = [None; 4];

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::error::shorten;
-use crate::json::{self, UniqueMap};
+use crate::json::{self, Object, UniqueMap};
 use crate::safetensors::SafetensorsFile;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ pub struct Index {
 #[derive(Deserialize)]
 struct RawIndex {
     #[serde(default)]
-    metadata: Option<RawMetadata>,
+    metadata: Option<Object<RawMetadata>>,
     weight_map: UniqueMap,
 }
 
@@ -41,7 +41,7 @@ impl Index {
     /// [`Error::BadJson`], [`Error::BadField`], [`Error::DuplicateKey`] for a tensor named twice, and
     /// [`Error::UnsafePath`] for a shard that is not a plain file name.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let raw: RawIndex = json::parse(text, "the index")?;
+        let Object(raw) = json::parse::<Object<RawIndex>>(text, "the index")?;
         if let Some(key) = raw.weight_map.duplicate {
             return Err(Error::DuplicateKey { key: shorten(&key) });
         }
@@ -50,7 +50,7 @@ impl Index {
                 return Err(Error::UnsafePath { file: shorten(file) });
             }
         }
-        let total_size = match raw.metadata.and_then(|m| m.total_size) {
+        let total_size = match raw.metadata.and_then(|Object(m)| m.total_size) {
             None => None,
             // Some writers print the sum as a float.
             Some(number) => Some(whole(&number).ok_or_else(|| Error::BadField {

@@ -5,6 +5,8 @@ mod folder;
 mod index;
 mod shards;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use folder::parse_config;
 pub use folder::{ModelFolder, side_files};
 pub(crate) use folder::{read_config, weight_files};
 pub use index::{INDEX_NAME, Index};

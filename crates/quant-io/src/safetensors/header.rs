@@ -3,7 +3,7 @@
 use super::DType;
 use crate::Error;
 use crate::error::shorten;
-use crate::json::{UniqueMap, brief};
+use crate::json::{Object, UniqueMap, brief};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use std::collections::BTreeMap;
@@ -232,7 +232,8 @@ impl<'de> DeserializeSeed<'de> for HeaderSeed<'_> {
 struct RawTensor {
     dtype: String,
     shape: Vec<u64>,
-    data_offsets: [u64; 2],
+    /// A pair; its length is checked here because serde's words for an array too long are misleading.
+    data_offsets: Vec<u64>,
 }
 
 impl<'de> Visitor<'de> for HeaderSeed<'_> {
@@ -261,7 +262,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
                 self.0.metadata = metadata.entries;
                 continue;
             }
-            let raw = map.next_value::<RawTensor>()?;
+            let Object(raw) = map.next_value::<Object<RawTensor>>()?;
             let info = check_tensor(name, raw).map_err(|e| stop(e, &mut self.0.error))?;
             self.0.tensors.push(info);
         }
@@ -274,7 +275,10 @@ fn check_tensor(name: String, raw: RawTensor) -> Result<TensorInfo, Error> {
         return Err(Error::UnknownDtype { tensor: shorten(&name), dtype: shorten(&raw.dtype) });
     };
     let expected = tensor_bytes(&name, dtype, &raw.shape)?;
-    let [begin, end] = raw.data_offsets;
+    let [begin, end] = raw.data_offsets[..] else {
+        let message = format!("data_offsets has {} numbers instead of 2", raw.data_offsets.len());
+        return Err(Error::BadField { field: format!("header entry {:?}", shorten(&name)), message });
+    };
     let Some(found) = end.checked_sub(begin) else {
         return Err(Error::ReversedOffsets { tensor: shorten(&name), begin, end });
     };

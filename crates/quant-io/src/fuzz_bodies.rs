@@ -1,0 +1,107 @@
+//! What the fuzz targets do with arbitrary bytes, also run over the corpus by the tests.
+//!
+//! Each body reads everything that a file offers: nothing may panic, and what is accepted must keep the
+//! promises its type makes. Errors are returned so that the corpus can check which one it is.
+
+use crate::gguf::{GgufFile, GgufValue};
+use crate::hf::{self, Index};
+use crate::safetensors::{Header, SafetensorsFile, TensorSpec, serialize};
+use crate::{Checkpoint, Error, FileBytes};
+use quant_core::Format;
+
+/// Opens bytes as a checkpoint file and reads all tensors.
+fn read_all(name: &str, data: &[u8]) -> Result<(), Error> {
+    let model = Checkpoint::from_bytes(FileBytes::owned(name, data.to_vec()))?;
+    for entry in model.entries() {
+        let values = match model.read_f32(&entry.name) {
+            // Complex numbers are legal, they only have no reading as f32.
+            Err(error) if matches!(error.root(), Error::NotNumeric { .. }) => continue,
+            other => other?,
+        };
+        assert_eq!(values.len(), entry.elements(), "as many values as the shape says");
+        let packed = model.packed(&entry.name)?;
+        let plain = model.plain(&entry.name)?;
+        assert!(packed.is_none() || plain.is_none(), "a tensor is stored in one way");
+        if let Some(packed) = packed {
+            assert_eq!(packed.shape(), entry.shape, "the packed tensor has the shape of its entry");
+        }
+    }
+    Ok(())
+}
+
+/// A safetensors file, packed tensors included.
+///
+/// # Errors
+///
+/// What the reader finds.
+pub fn safetensors(data: &[u8]) -> Result<(), Error> {
+    let header = Header::parse(data)?;
+    assert_eq!(header.data_start() + header.data_bytes(), data.len() as u64, "a file is header and data, no more");
+    // What was read can be written, and reads the same.
+    let file = SafetensorsFile::from_bytes(FileBytes::owned("x.safetensors", data.to_vec()))?;
+    let tensors: Vec<_> = file.tensors().map(|t| (TensorSpec::new(t.name, t.dtype, t.shape), t.bytes)).collect();
+    let again = serialize(&tensors, header.metadata().clone())?;
+    let again = SafetensorsFile::from_bytes(FileBytes::owned("y.safetensors", again))?;
+    for tensor in file.tensors() {
+        assert_eq!(again.get(tensor.name), Some(tensor), "a rewritten file holds the same tensors");
+    }
+    read_all("x.safetensors", data)
+}
+
+/// A GGUF file.
+///
+/// # Errors
+///
+/// What the reader finds.
+pub fn gguf(data: &[u8]) -> Result<(), Error> {
+    let file = GgufFile::from_bytes(FileBytes::owned("x.gguf", data.to_vec()))?;
+    for key in file.keys() {
+        match file.metadata(key) {
+            Some(GgufValue::Array(array)) => {
+                for item in array.iter() {
+                    // Texts inside arrays are only now checked to be UTF-8.
+                    let _ = item;
+                }
+            }
+            Some(_) => {}
+            None => panic!("a value that was checked at opening is gone"),
+        }
+    }
+    read_all("x.gguf", data)
+}
+
+/// The index of shards.
+///
+/// # Errors
+///
+/// What the reader finds.
+pub fn index(data: &[u8]) -> Result<(), Error> {
+    let text = utf8(data)?;
+    let index = Index::parse(text)?;
+    assert_eq!(Index::parse(&index.to_json())?, index, "an index that was written reads the same");
+    Ok(())
+}
+
+/// config.json.
+///
+/// # Errors
+///
+/// What the reader finds.
+pub fn config(data: &[u8]) -> Result<(), Error> {
+    hf::parse_config(utf8(data)?).map(|_| ())
+}
+
+/// The name of a format.
+///
+/// # Errors
+///
+/// What the parser finds.
+pub fn format_name(data: &[u8]) -> Result<(), Error> {
+    let format: Format = utf8(data)?.parse().map_err(Error::packed("format"))?;
+    assert_eq!(format.to_string().parse(), Ok(format), "a format's own name parses to it");
+    Ok(())
+}
+
+fn utf8(data: &[u8]) -> Result<&str, Error> {
+    std::str::from_utf8(data).map_err(|e| Error::BadUtf8 { what: "the text".to_owned(), offset: e.valid_up_to() })
+}
