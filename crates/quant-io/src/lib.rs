@@ -11,6 +11,7 @@
 //! | [`hf`] | Hugging Face folders, single or sharded | ✓ | ✓ |
 //! | [`packed`] | packed tensors of this project in safetensors | ✓ | ✓ |
 //! | [`gguf`] | GGUF v2, v3 | ✓ | – |
+//! | [`compressed_tensors`] | the tensors and the configuration of that layout in such folders | ✓ | ✓ |
 //!
 //! Outside bytes never cause a panic: every defect has its variant of [`Error`], which names file,
 //! tensor and limit. Memory for headers is bounded by a small multiple of the file's size.
@@ -19,6 +20,7 @@
 
 mod atomic;
 mod checkpoint;
+pub mod compressed_tensors;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
