@@ -17,12 +17,6 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
-    /// A folder holds no weights.
-    #[error("{} has neither model.safetensors nor model.safetensors.index.json", path.display())]
-    NoWeights {
-        /// The folder.
-        path: PathBuf,
-    },
     /// A JSON file does not parse.
     #[error("{} is not valid JSON: {source}", path.display())]
     Json {
@@ -51,27 +45,9 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
-    /// A file of weights is damaged.
-    #[error("{} is not a whole safetensors file: {reason}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A tensor is stored in a type that is not a plain float.
-    #[error(
-        "{}: tensor {name} is stored as {dtype}; f32, f16 and bf16 are read as they are, compressed folders through `leanbits`",
-        path.display()
-    )]
-    UnsupportedType {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its element type.
-        dtype: String,
-    },
+    /// The files of weights cannot be read.
+    #[error(transparent)]
+    Weights(#[from] quant_io::Error),
     /// The model needs a tensor that the source does not have.
     #[error("{origin}: tensor {name} is missing")]
     MissingTensor {

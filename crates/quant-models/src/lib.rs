@@ -23,4 +23,4 @@ pub use observe::Observer;
 pub use rope::{Rope, RopeScaling, RopeTable};
 pub use slot::{Apply, Slot};
 pub use text::{Text, Tokens};
-pub use weights::{HfFolder, WeightSource};
+pub use weights::WeightSource;

@@ -7,10 +7,11 @@ use crate::kv::{KvRows, KvState};
 use crate::ops::{self, Rows};
 use crate::rope::{RopeScaling, RopeTable};
 use crate::slot::{Apply, Slot};
-use crate::weights::{HfFolder, WeightSource};
+use crate::weights::WeightSource;
 use crate::{Config, Error, Observer};
 use attention::Attention;
 use candle_core::Tensor;
+use quant_io::Checkpoint;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,14 +92,15 @@ fn again<'b>(observer: &'b mut Option<&mut (dyn Observer + '_)>) -> Option<&'b m
 }
 
 impl Decoder {
-    /// Loads a Hugging Face folder of plain weights: `config.json` and `model.safetensors` or its shards.
+    /// Loads a Hugging Face folder: `config.json` and whatever weights [`Checkpoint`] reads. Compressed ones
+    /// are decoded once, see [`Apply::Decoded`].
     ///
     /// # Errors
     ///
-    /// As [`Config::from_folder`], [`HfFolder::open`] and [`Decoder::from_source`].
+    /// As [`Config::from_folder`], [`Checkpoint::open`] and [`Decoder::from_source`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let config = Config::from_folder(folder)?;
-        Self::from_source(config, &HfFolder::open(folder)?, Apply::Decoded)
+        Self::from_source(config, &Checkpoint::open(folder)?, Apply::Decoded)
     }
 
     /// Builds a decoder from any weights; `apply` says what becomes of compressed ones.
