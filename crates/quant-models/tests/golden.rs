@@ -1,5 +1,7 @@
 //! Logits, caches and perplexities against figures of PyTorch and transformers, for models that are at hand.
 
+#![allow(clippy::cast_possible_truncation, reason = "token ids are small and f32 is what is compared")]
+
 mod common;
 
 use common::{downloaded, shared};

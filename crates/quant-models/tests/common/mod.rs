@@ -1,5 +1,6 @@
 //! What several tests need: made-up model folders, and the places where real models may be.
 #![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::cast_possible_truncation, reason = "made-up numbers are small")]
 
 use quant_models::{Config, Decoder};
 use serde_json::{Value, json};
