@@ -22,7 +22,8 @@ pub(super) fn fit(
         Ok(BlockParams::plain(kind.load(bits), zero, bits))
     };
     match rule {
-        IntRule::Restricted if bits == 1 => store(divide_up(mean_magnitude(group), 1.0), 0.0),
+        // One bit has no code for zero, so that a zero block needs the scale 0.
+        IntRule::Restricted if bits == 1 => store(mean_magnitude(group), 0.0),
         IntRule::Restricted => store(divide_up(range.amax(), q_max), 0.0),
         IntRule::Full => store(divide_up(range.amax(), levels / 2.0), 0.0),
         IntRule::AwqSym => store(range.amax().max(1e-5) / q_max, 0.0),

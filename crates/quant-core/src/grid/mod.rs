@@ -316,9 +316,10 @@ pub(crate) fn largest_element(element: Element) -> f32 {
     }
 }
 
-/// E4M3 code of a scale, saturating; the sign of `t` is positive.
+/// E4M3 code of a scale, saturating; negative numbers and NaN (0 times the reciprocal of a tiny
+/// tensor scale) become 0.
 fn e4m3(t: f32) -> u8 {
     #[expect(clippy::cast_possible_truncation, reason = "an 8-bit float")]
-    let code = FloatKind::E4m3Fn.encode(t, crate::Overflow::Saturate) as u8;
+    let code = FloatKind::E4m3Fn.encode(t.max(0.0), crate::Overflow::Saturate) as u8;
     code
 }

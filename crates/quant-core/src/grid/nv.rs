@@ -11,7 +11,8 @@ const LEAST: f32 = 0.001_953_125;
 pub(super) fn tensor_scale(rule: NvRule, amax: f32, largest: f32) -> f32 {
     match rule {
         _ if amax == 0.0 => 1.0,
-        NvRule::CompressedTensors => (448.0 * largest) * (1.0 / amax),
+        // Finite, where the reciprocal of a tiny maximum is not.
+        NvRule::CompressedTensors => ((448.0 * largest) * (1.0 / amax)).min(f32::MAX),
         NvRule::Mlx => amax,
         NvRule::TorchAoSingle | NvRule::MlxSingle => 1.0,
         NvRule::PaperBf16 => (amax / largest) / 448.0,
@@ -73,6 +74,7 @@ fn mlx_factor(amax: f32, largest: f32) -> f32 {
 pub(super) fn normalize(rule: NvRule, x: f32, p: &BlockParams) -> f32 {
     match rule {
         NvRule::ModelOpt | NvRule::CompressedTensors if x == 0.0 => 0.0,
+        _ if x == 0.0 => x,
         NvRule::TorchAo | NvRule::TorchAoSingle => x * p.step,
         _ if p.step == 0.0 => 0.0_f32.copysign(x),
         _ => x / p.step,

@@ -71,6 +71,28 @@ impl<'a> Shaped<'a> {
     pub fn strided<T: Scalar>(values: &'a [T], shape: &[usize], strides: &[isize]) -> Result<Self, Error> {
         TensorView::strided(values, shape, strides).map(Self)
     }
+
+    /// Views `values` with explicit strides, starting at `values[first]`; negative strides lead back.
+    ///
+    /// ```
+    /// use quant_core::{Shaped, Tensor};
+    /// let values = [1.0_f32, 2.0, 3.0];
+    /// let reversed = Shaped::strided_from(&values, 2, &[1, 3], &[3, -1])?;
+    /// assert_eq!(reversed.view().to_f32()?, [3.0, 2.0, 1.0]);
+    /// # Ok::<(), quant_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Shaped::strided`].
+    pub fn strided_from<T: Scalar>(
+        values: &'a [T],
+        first: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, Error> {
+        TensorView::strided_from(values, first, shape, strides).map(Self)
+    }
 }
 
 impl Tensor for Shaped<'_> {

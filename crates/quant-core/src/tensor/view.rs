@@ -95,24 +95,43 @@ impl<'a> TensorView<'a> {
     /// [`Error::Rank`] when the ranks differ, [`Error::Shape`] when an element would lie outside
     /// `values`, [`Error::SizeOverflow`] when positions overflow.
     pub fn strided<T: Scalar>(values: &'a [T], shape: &[usize], strides: &[isize]) -> Result<Self, Error> {
+        Self::strided_from(values, 0, shape, strides)
+    }
+
+    /// Views a slice whose element at index 0 is `values[first]`; negative strides lead back from it.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorView::strided`].
+    pub fn strided_from<T: Scalar>(
+        values: &'a [T],
+        first: usize,
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, Error> {
         if shape.len() != strides.len() {
             return Err(Error::Rank { shape: shape.to_vec(), strides: strides.to_vec() });
         }
         let overflow = || Error::SizeOverflow { shape: shape.to_vec() };
-        if element_count(shape)? > 0 {
-            let (mut lowest, mut highest) = (0_isize, 0_isize);
-            for (&dim, &stride) in shape.iter().zip(strides) {
-                let last = isize::try_from(dim - 1).map_err(|_| overflow())?;
-                let reach = last.checked_mul(stride).ok_or_else(overflow)?;
-                let end = if reach < 0 { &mut lowest } else { &mut highest };
-                *end = end.checked_add(reach).ok_or_else(overflow)?;
-            }
-            let expected = usize::try_from(highest).map_err(|_| overflow())?.saturating_add(1);
-            if lowest < 0 || expected > values.len() {
-                return Err(Error::Shape { shape: shape.to_vec(), expected, found: values.len() });
-            }
+        if element_count(shape)? == 0 {
+            return Ok(Self::from_parts(&values[..0], shape, strides));
         }
-        Ok(Self::from_parts(values, shape, strides))
+        let first_position = isize::try_from(first).map_err(|_| overflow())?;
+        let (mut lowest, mut highest) = (first_position, first_position);
+        for (&dim, &stride) in shape.iter().zip(strides) {
+            let last = isize::try_from(dim - 1).map_err(|_| overflow())?;
+            let reach = last.checked_mul(stride).ok_or_else(overflow)?;
+            let end = if reach < 0 { &mut lowest } else { &mut highest };
+            *end = end.checked_add(reach).ok_or_else(overflow)?;
+        }
+        let expected = usize::try_from(highest).map_err(|_| overflow())?.saturating_add(1);
+        if lowest < 0 || expected > values.len() {
+            return Err(Error::Shape { shape: shape.to_vec(), expected, found: values.len() });
+        }
+        // Its address is `values[first]`'s, but it may reach all of `values`.
+        let start = NonNull::from(values).cast::<T>();
+        // SAFETY: `first <= highest < values.len()`, and every position of the view was found to lie inside `values`.
+        Ok(unsafe { Self::from_raw(start.add(first), shape, strides) })
     }
 
     fn from_parts<T: Scalar>(values: &'a [T], shape: &[usize], strides: &[isize]) -> Self {
