@@ -1,4 +1,5 @@
 //! Properties of all formats, on random shapes and values.
+#![expect(clippy::cast_possible_truncation, reason = "samples and lengths are small")]
 
 use proptest::prelude::*;
 use quant_core::{
@@ -300,7 +301,7 @@ proptest! {
 fn packing_round_trips_for_every_width_and_length() {
     for width in 1..=16_u32 {
         for len in 0..=200_usize {
-            let codes: Vec<u16> = (0..len).map(|i| (i * 40_503 >> 3) as u16 & (u16::MAX >> (16 - width))).collect();
+            let codes: Vec<u16> = (0..len).map(|i| ((i * 40_503) >> 3) as u16 & (u16::MAX >> (16 - width))).collect();
             let bytes = bits::pack(width, &codes).unwrap();
             assert_eq!(bytes.len(), (len * width as usize).div_ceil(8), "{width} × {len}");
             assert_eq!(bits::unpack(width, &bytes, len).unwrap(), codes, "{width} × {len}");
