@@ -127,9 +127,10 @@ pub enum Block {
 pub enum Scale {
     /// No scale: each element is cast by itself.
     None,
-    /// A float; values are quantized with the rounded scale that is stored.
+    /// A float; values are quantized with the rounded scale that is stored. A scale that rounds to
+    /// zero is kept at the smallest number of its type, one that overflows it is an error.
     Float(ScaleType),
-    /// A power of two in one byte (OCP Microscaling).
+    /// A power of two in one byte (OCP Microscaling v1.0); a zero block gets code 0.
     E8m0(ScaleRule),
     /// An E4M3 scale a block under one f32 scale for the tensor (NVFP4).
     E4m3(NvRule),

@@ -42,7 +42,7 @@ pub use footprint::Footprint;
 pub use format::{
     Block, Element, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule, ScaleType, TernaryRule, ZeroPoint,
 };
-pub use grid::{BlockParams, FormatGrid, Grid, LinearQuantizer};
+pub use grid::{BlockParams, ExponentClamps, FormatGrid, Grid, LinearQuantizer};
 pub use layout::Layout;
 pub use linear::Linear;
 pub use packed::{EncodeOptions, PackedTensor, fake_quantize};

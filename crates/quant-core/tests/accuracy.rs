@@ -205,3 +205,17 @@ fn one_more_bit_gains_six_decibels() {
         assert!((gain / steps - 1.0).abs() < 0.005, "{bits} to {}: {gain}", bits + 1);
     }
 }
+
+#[test]
+fn smaller_groups_and_zero_points_never_cost_accuracy() {
+    let normal = gaussian();
+    // Not for floats under a power of two: MXFP4 is at its best on groups of 128 of a Gaussian.
+    for stem in ["int4", "int4-asym", "int4-min", "nvint4", "nf4", "mxint8", "sefp5"] {
+        let errors = [16, 32, 64, 128, 256].map(|group| relative_error(&format!("{stem}-g{group}"), &normal));
+        assert!(errors.is_sorted(), "{stem}: {errors:?}");
+    }
+    let shifted: Vec<f32> = normal.iter().map(|x| x + 2.0).collect();
+    let (sym, asym, min) = ("int4-g64", "int4-asym-g64", "int4-min-g64");
+    let [sym, asym, min] = [sym, asym, min].map(|name| relative_error(name, &shifted));
+    assert!(min < asym && asym < sym, "{sym} {asym} {min}");
+}

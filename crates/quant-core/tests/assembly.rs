@@ -1,6 +1,8 @@
 //! Packed tensors that are not simply encoded: given grids, external sweeps, fewer bits, double quantization.
 
-use quant_core::{BlockParams, EncodeOptions, Error, Format, FormatGrid, Grid, Layout, PackedTensor, Rounding, Shaped};
+use quant_core::{
+    BlockParams, EncodeOptions, Error, ExponentClamps, Format, FormatGrid, Grid, Layout, PackedTensor, Rounding, Shaped,
+};
 
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * (1.0 + (i % 13) as f32)).collect()
@@ -132,6 +134,20 @@ fn five_bit_exponents_saturate_high_and_flush_low() {
     let wide = FormatGrid::new(parse("bfp4-g4"), 0.0).unwrap();
     assert_eq!(wide.round(1e9, &wide.fit(&[1e9], 1.0).unwrap()), 15.0 * 2_f32.powi(26));
     assert_eq!(wide.fit(&[0.0], 1.0).unwrap().scale_code, 1, "the least exponent of eight bits is -126");
+}
+
+#[test]
+fn clamped_exponents_are_counted_by_block() {
+    let x = [1e6_f32, 1.0, 1e-6, 2e-6, 0.0, 0.0, 3.0, 4.0, -2e5, 0.0];
+    let count = |name: &str, shape: &[usize]| {
+        let clamps = ExponentClamps::count(parse(name), &Shaped::new(&x, shape).unwrap()).unwrap();
+        (clamps.saturated, clamps.flushed)
+    };
+    assert_eq!(count("sefp4-g2", &[5, 2]), (2, 1), "the zero block is no flush");
+    assert_eq!(count("sefp4-t2x1", &[5, 2]), (2, 0), "tiles");
+    assert_eq!(count("sefp4-g4", &[10]), (2, 0), "a block is judged by its largest value");
+    assert_eq!(count("bfp4-g2", &[5, 2]), (0, 0));
+    assert_eq!(count("int4", &[5, 2]), (0, 0));
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod stored;
 mod ternary;
 
 pub use onnx::LinearQuantizer;
+pub use shared_exponent::ExponentClamps;
 
 use crate::element::Rounding;
 use crate::{E8m0, Element, Error, FloatKind, Format, Scale, ScaleType};

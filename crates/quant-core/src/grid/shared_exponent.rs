@@ -6,12 +6,12 @@
 //! a truncated code gives the truncated code of the coarser grid.
 //!
 //! A 5-bit exponent is stored with bias 15 and lies in [−14, 15], as in f16: larger blocks saturate
-//! (all their codes clamp), smaller ones flush to the unit of −14. An 8-bit exponent has bias 127
+//! (their codes clamp), smaller ones flush to the unit of −14; [`ExponentClamps`] counts both. An 8-bit exponent has bias 127
 //! and lies in [−126, 127]. A zero block gets the least exponent.
 
 use super::{BlockParams, Rounder};
-use crate::Element;
 use crate::element::{exp2, exponent_of};
+use crate::{Element, Error, Format, Layout, Scale, Tensor};
 
 /// Least exponent, largest exponent, bias.
 fn limits(width: u8) -> (i32, i32, i32) {
@@ -47,4 +47,55 @@ pub(super) fn encode(bits: u8, x: f32, p: &BlockParams, round: Rounder) -> u16 {
 pub(super) fn decode(bits: u8, code: u16, p: &BlockParams) -> f32 {
     let value = f32::from(code & ((1 << bits) - 1)) * p.scale;
     if code >> bits & 1 == 1 { -value } else { value }
+}
+
+/// Blocks of a tensor whose shared exponent does not fit the field that stores it.
+///
+/// ```
+/// use quant_core::{ExponentClamps, Format, Shaped};
+/// let values = [1e6_f32, 1.0, 1e-6, 0.0];
+/// let tensor = Shaped::new(&values, &[4, 1])?;
+/// let clamps = ExponentClamps::count("sefp4".parse::<Format>()?, &tensor)?;
+/// assert_eq!(clamps, ExponentClamps { saturated: 1, flushed: 1 });
+/// # Ok::<(), quant_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ExponentClamps {
+    /// Blocks too large for the field: their largest codes are clamped.
+    pub saturated: usize,
+    /// Blocks too small for it, zero blocks not counted: they lose precision or vanish.
+    pub flushed: usize,
+}
+
+impl ExponentClamps {
+    /// Counts the blocks that encoding the tensor in this format clamps; none for formats without
+    /// shared exponents.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedTensor::encode`](crate::PackedTensor::encode).
+    pub fn count(format: Format, tensor: &impl Tensor) -> Result<Self, Error> {
+        let view = tensor.view();
+        let layout = Layout::new(format, view.shape())?;
+        let mut clamps = Self::default();
+        let Scale::Exponent(width) = format.scale else { return Ok(clamps) };
+        let (low, high, _) = limits(width);
+        let mut values = vec![0.0; layout.columns];
+        let mut largest = vec![0.0_f32; layout.block_columns_count()];
+        for row in 0..layout.rows {
+            view.read_row(row, &mut values)?;
+            for (largest, block) in largest.iter_mut().zip(values.chunks(layout.block_columns)) {
+                *largest = block.iter().fold(*largest, |m, x| m.max(x.abs()));
+            }
+            if (row + 1) % layout.block_rows == 0 || row + 1 == layout.rows {
+                for amax in &mut largest {
+                    let exponent = exponent_of(f64::from(*amax));
+                    clamps.saturated += usize::from(exponent > high);
+                    clamps.flushed += usize::from(exponent < low && *amax > 0.0);
+                    *amax = 0.0;
+                }
+            }
+        }
+        Ok(clamps)
+    }
 }
