@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shape = [2048, 4096];
     let tensor_bytes = 2 * shape[0] * shape[1];
     let count = (mebibytes << 20).div_ceil(tensor_bytes);
-    let contents: Vec<u8> = (0..tensor_bytes).map(|i| if i % 2 == 0 { (i / 2 % 251) as u8 } else { 0x3d }).collect();
+    let contents: Vec<u8> = (0..251_u8).cycle().take(tensor_bytes / 2).flat_map(|low| [low, 0x3d]).collect();
     let total = (count * tensor_bytes) as u64;
 
     let start = Instant::now();

@@ -1,5 +1,6 @@
 //! One loader over every container.
 
+use crate::compressed_tensors::{Compressed, Weight};
 use crate::error::shorten;
 use crate::gguf::{self, GgmlType, GgufFile, Permuted};
 use crate::hf::{self, ModelFolder};
@@ -9,7 +10,7 @@ use crate::{Error, FileBytes};
 use quant_core::{Format, PackedTensor};
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// How a checkpoint is laid out.
@@ -20,7 +21,7 @@ pub enum CheckpointLayout {
     Safetensors,
     /// Safetensors with packed tensors of this project, see [`crate::packed`].
     Leanbits,
-    /// Safetensors with a compressed-tensors `quantization_config`, see [`crate::ct`].
+    /// Safetensors with a compressed-tensors `quantization_config`, see [`crate::compressed_tensors`].
     CompressedTensors,
     /// GGUF.
     Gguf,
@@ -36,6 +37,9 @@ pub enum Stored {
     Packed(Format),
     /// In blocks of a ggml type; [`Checkpoint::read_f32`] decodes it.
     Gguf(GgmlType),
+    /// Integers whose groups follow a permutation of the columns (compressed-tensors' activation
+    /// order), which no [`Format`] has; [`Checkpoint::read_f32`] decodes it.
+    Reordered,
 }
 
 /// One tensor of a checkpoint.
@@ -68,6 +72,8 @@ enum Place {
     Safetensors { file: usize, tensor: usize },
     /// Packed tensor `packed` of the checkpoint, its sections in safetensors file `file`.
     Packed { file: usize, packed: usize },
+    /// The weight of compressed-tensors module `module` of the checkpoint.
+    Module { module: usize },
     /// Tensor `tensor` of the GGUF file, whose rows belong to so many permuted heads (0: not permuted).
     Gguf { tensor: usize, heads: usize },
 }
@@ -106,6 +112,8 @@ pub struct Checkpoint {
     files: Vec<SafetensorsFile>,
     gguf: Option<GgufFile>,
     packed: Vec<PackedInfo>,
+    compressed: Option<Compressed>,
+    modules: Vec<String>,
     /// In order of position in the files.
     entries: Vec<Entry>,
     by_name: BTreeMap<String, usize>,
@@ -134,7 +142,14 @@ impl Checkpoint {
                 Err(error) => Err(error),
             };
         }
-        Self::from_bytes(FileBytes::map(path)?)
+        let bytes = FileBytes::map(path)?;
+        if is_gguf(&bytes) {
+            return Self::from_bytes(bytes);
+        }
+        // Integer codes mean nothing without the configuration that lies beside the file.
+        let config = path.parent().map(hf::read_config).transpose()?.flatten();
+        let config = config.filter(|config| config.get("quantization_config").is_some());
+        Self::from_safetensors(path, config, vec![SafetensorsFile::from_bytes(bytes)?])
     }
 
     /// Opens a file whose bytes are mapped or in memory; its name decides where its beginning does not.
@@ -144,28 +159,42 @@ impl Checkpoint {
     /// Whatever the container's reader finds.
     pub fn from_bytes(bytes: FileBytes) -> Result<Self, Error> {
         let path = &bytes.path().to_owned();
-        // A safetensors file that begins with these bytes would have a header of over a gigabyte.
-        if bytes.starts_with(b"GGUF") || path.extension().is_some_and(|e| e == "gguf") {
+        if is_gguf(&bytes) {
             return Self::from_gguf(path, None, GgufFile::from_bytes(bytes)?);
         }
         Self::from_safetensors(path, None, vec![SafetensorsFile::from_bytes(bytes)?])
     }
 
-    fn from_safetensors(path: &Path, config: Option<Value>, files: Vec<SafetensorsFile>) -> Result<Self, Error> {
+    pub(crate) fn from_safetensors(
+        path: &Path,
+        config: Option<Value>,
+        files: Vec<SafetensorsFile>,
+    ) -> Result<Self, Error> {
         let mut found = Found::default();
         for (file, safetensors) in files.iter().enumerate() {
             found.add(file, safetensors).map_err(|e| e.in_file(safetensors.path()))?;
         }
-        let Found { layout, packed, entries } = found;
+        let Found { mut layout, packed, mut entries } = found;
+        let compressed = match &config {
+            Some(config) => quantization(config).map_err(|e| e.in_file(&config_path(path)))?,
+            None => None,
+        };
+        let mut modules = Vec::new();
+        if let Some(compressed) = &compressed {
+            layout = CheckpointLayout::CompressedTensors;
+            (entries, modules) = join_modules(compressed, entries, &files).map_err(|e| e.in_file(path))?;
+        }
         let by_name = index(&entries).map_err(|e| e.in_file(path))?;
-        Ok(Self { path: path.to_owned(), layout, config, files, gguf: None, packed, entries, by_name })
+        let path = path.to_owned();
+        Ok(Self { path, layout, config, files, gguf: None, packed, compressed, modules, entries, by_name })
     }
 
     fn from_gguf(path: &Path, config: Option<Value>, file: GgufFile) -> Result<Self, Error> {
         let entries = gguf_entries(&file).map_err(|e| e.in_file(file.path()))?;
         let by_name = index(&entries).map_err(|e| e.in_file(path))?;
         let (path, layout, gguf) = (path.to_owned(), CheckpointLayout::Gguf, Some(file));
-        Ok(Self { path, layout, config, files: Vec::new(), gguf, packed: Vec::new(), entries, by_name })
+        let (files, packed, compressed, modules) = (Vec::new(), Vec::new(), None, Vec::new());
+        Ok(Self { path, layout, config, files, gguf, packed, compressed, modules, entries, by_name })
     }
 
     /// The path that was opened.
@@ -180,7 +209,8 @@ impl Checkpoint {
         self.layout
     }
 
-    /// config.json of a folder, if there is one.
+    /// config.json of a folder, if there is one; of a single file only when it tells how the file beside
+    /// it is quantized.
     #[must_use]
     pub fn config(&self) -> Option<&Value> {
         self.config.as_ref()
@@ -247,6 +277,12 @@ impl Checkpoint {
                 let tensor = self.assemble(file, packed)?;
                 tensor.decode_into(out).map_err(Error::packed(name)).map_err(|e| e.in_file(&self.path))?;
             }
+            Place::Module { module } => match self.read_module(module)? {
+                Weight::Packed(packed) => {
+                    packed.decode_into(out).map_err(Error::packed(name)).map_err(|e| e.in_file(&self.path))?;
+                }
+                Weight::Dense { values, .. } => out.copy_from_slice(&values),
+            },
             Place::Gguf { tensor, heads } => {
                 let (kind, bytes) = self.gguf_rows(tensor, heads, entry);
                 if !gguf::dequantize(kind, &bytes, out) {
@@ -268,7 +304,7 @@ impl Checkpoint {
         let bytes = match entry.place {
             Place::Safetensors { file, tensor } => Cow::Borrowed(self.lend(file, tensor).1.bytes),
             Place::Gguf { tensor, heads } => self.gguf_rows(tensor, heads, entry).1,
-            Place::Packed { .. } => return Ok(None),
+            Place::Packed { .. } | Place::Module { .. } => return Ok(None),
         };
         Ok(Some(PlainTensor { dtype, shape: &entry.shape, bytes }))
     }
@@ -283,6 +319,10 @@ impl Checkpoint {
     pub fn packed(&self, name: &str) -> Result<Option<PackedTensor<'_>>, Error> {
         match self.require(name)?.place {
             Place::Packed { file, packed } => self.assemble(file, packed).map(Some),
+            Place::Module { module } => match self.read_module(module)? {
+                Weight::Packed(packed) => Ok(Some(packed)),
+                Weight::Dense { .. } => Ok(None),
+            },
             Place::Safetensors { .. } | Place::Gguf { .. } => Ok(None),
         }
     }
@@ -290,6 +330,15 @@ impl Checkpoint {
     fn assemble(&self, file: usize, packed: usize) -> Result<PackedTensor<'_>, Error> {
         let section = |tensor| self.lend(file, tensor).1.bytes;
         packed::assemble(&self.packed[packed], section).map_err(|e| e.in_file(self.files[file].path()))
+    }
+
+    fn read_module(&self, module: usize) -> Result<Weight<'_>, Error> {
+        let module = &self.modules[module];
+        let lookup = |name: &str| self.files.iter().find_map(|file| file.get(name));
+        match &self.compressed {
+            Some(compressed) => compressed.read(module, lookup).map_err(|e| e.in_file(&self.path)),
+            None => Err(Error::NoScheme { module: shorten(module) }),
+        }
     }
 
     fn gguf_rows(&self, tensor: usize, heads: usize, entry: &Entry) -> (GgmlType, Cow<'_, [u8]>) {
@@ -307,6 +356,69 @@ impl Checkpoint {
         let info = &file.header().tensors()[tensor];
         (file.path(), file.lend(info))
     }
+}
+
+/// A safetensors file that begins with these bytes would have a header of over a gigabyte.
+fn is_gguf(bytes: &FileBytes) -> bool {
+    bytes.starts_with(b"GGUF") || bytes.path().extension().is_some_and(|e| e == "gguf")
+}
+
+fn config_path(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") }
+}
+
+/// The compressed-tensors part of a configuration. Codes of any other method would read as numbers that
+/// they are not, so its checkpoints are refused.
+pub(crate) fn quantization(config: &Value) -> Result<Option<Compressed>, Error> {
+    if let Some(compressed) = Compressed::from_config(config)? {
+        return Ok(Some(compressed));
+    }
+    match config.get("quantization_config").and_then(|q| q.get("quant_method")).and_then(Value::as_str) {
+        Some(method) if method != "compressed-tensors" => {
+            let reason = "of quantized checkpoints those of compressed-tensors, GGUF and this project are read";
+            Err(Error::Unsupported { what: format!("quant_method {:?}", shorten(method)), reason: reason.to_owned() })
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Joins the tensors of each compressed-tensors module into one entry at the place of its codes.
+fn join_modules(
+    compressed: &Compressed,
+    entries: Vec<Entry>,
+    files: &[SafetensorsFile],
+) -> Result<(Vec<Entry>, Vec<String>), Error> {
+    let lookup = |name: &str| files.iter().find_map(|file| file.get(name));
+    let modules = compressed.modules(entries.iter().map(|entry| entry.name.as_str()))?;
+    let mut joined = BTreeMap::new();
+    let mut sections = BTreeSet::new();
+    for (module, name) in modules.iter().enumerate() {
+        let (shape, format) = compressed.describe(name, lookup)?;
+        let present: Vec<_> = Compressed::sections(name).filter_map(|section| lookup(&section)).collect();
+        let weight = format!("{name}.weight");
+        let codes = present.iter().find(|tensor| tensor.name.ends_with(".weight_packed"));
+        if codes.is_some() && lookup(&weight).is_some() {
+            return Err(Error::DuplicateKey { key: shorten(&weight) });
+        }
+        let entry = Entry {
+            name: weight.clone(),
+            shape: shape.to_vec(),
+            stored: format.map_or(Stored::Reordered, Stored::Packed),
+            bytes: present.iter().map(|tensor| tensor.bytes.len() as u64).sum(),
+            place: Place::Module { module },
+        };
+        sections.extend(present.iter().map(|tensor| tensor.name));
+        joined.insert(codes.map_or(weight, |tensor| tensor.name.to_owned()), entry);
+    }
+    let mut result = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if let Some(joined) = joined.remove(&entry.name) {
+            result.push(joined);
+        } else if !sections.contains(entry.name.as_str()) {
+            result.push(entry);
+        }
+    }
+    Ok((result, modules))
 }
 
 /// What the headers of safetensors files hold.

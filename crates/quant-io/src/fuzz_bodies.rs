@@ -8,10 +8,10 @@ use crate::hf::{self, Index};
 use crate::safetensors::{Header, SafetensorsFile, TensorSpec, serialize};
 use crate::{Checkpoint, Error, FileBytes};
 use quant_core::Format;
+use std::path::Path;
 
-/// Opens bytes as a checkpoint file and reads all tensors.
-fn read_all(name: &str, data: &[u8]) -> Result<(), Error> {
-    let model = Checkpoint::from_bytes(FileBytes::owned(name, data.to_vec()))?;
+/// Reads all tensors of a checkpoint.
+fn read_all(model: &Checkpoint) -> Result<(), Error> {
     for entry in model.entries() {
         let values = match model.read_f32(&entry.name) {
             // Complex numbers are legal, they only have no reading as f32.
@@ -45,7 +45,7 @@ pub fn safetensors(data: &[u8]) -> Result<(), Error> {
     for tensor in file.tensors() {
         assert_eq!(again.get(tensor.name), Some(tensor), "a rewritten file holds the same tensors");
     }
-    read_all("x.safetensors", data)
+    read_all(&Checkpoint::from_bytes(FileBytes::owned("x.safetensors", data.to_vec()))?)
 }
 
 /// A GGUF file.
@@ -67,7 +67,7 @@ pub fn gguf(data: &[u8]) -> Result<(), Error> {
             None => panic!("a value that was checked at opening is gone"),
         }
     }
-    read_all("x.gguf", data)
+    read_all(&Checkpoint::from_bytes(FileBytes::owned("x.gguf", data.to_vec()))?)
 }
 
 /// The index of shards.
@@ -82,13 +82,36 @@ pub fn index(data: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// config.json.
+/// config.json with its `quantization_config`.
 ///
 /// # Errors
 ///
-/// What the reader finds.
+/// What the readers find.
 pub fn config(data: &[u8]) -> Result<(), Error> {
-    hf::parse_config(utf8(data)?).map(|_| ())
+    let config = hf::parse_config(utf8(data)?)?;
+    if let Some(compressed) = crate::checkpoint::quantization(&config)? {
+        for module in ["model.layers.0.mlp.up_proj", "lm_head", "model.embed_tokens", ""] {
+            compressed.group(module)?;
+        }
+    }
+    Ok(())
+}
+
+/// A config.json and a safetensors file of compressed-tensors: the length of the former as a
+/// little-endian u32, then both.
+///
+/// # Errors
+///
+/// What the readers find.
+pub fn compressed_tensors(data: &[u8]) -> Result<(), Error> {
+    let short = |needed, available| Error::Truncated { what: "the two files".to_owned(), needed, available };
+    let Some((length, rest)) = data.split_first_chunk::<4>() else { return Err(short(4, data.len() as u64)) };
+    let length = u32::from_le_bytes(*length);
+    let parts = usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n));
+    let Some((config, file)) = parts else { return Err(short(u64::from(length), rest.len() as u64)) };
+    let config = hf::parse_config(utf8(config)?)?;
+    let file = SafetensorsFile::from_bytes(FileBytes::owned("x.safetensors", file.to_vec()))?;
+    read_all(&Checkpoint::from_safetensors(Path::new("x.safetensors"), Some(config), vec![file])?)
 }
 
 /// The name of a format.

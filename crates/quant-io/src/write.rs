@@ -1,11 +1,13 @@
 //! Writing checkpoints: plain and packed tensors, one at a time, to a file or a folder.
 
+use crate::compressed_tensors::{self, ModuleSpec, WriteOptions, module_tensors};
 use crate::hf::{ShardOptions, ShardPlan, ShardWriter};
 use crate::packed;
 use crate::safetensors::{DType, TensorSpec};
 use crate::{Error, error::shorten};
 use quant_core::{Format, PackedTensor};
-use std::collections::{BTreeMap, BTreeSet};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A tensor that a checkpoint will hold.
@@ -24,7 +26,7 @@ pub struct PlannedTensor {
 pub enum PlannedStorage {
     /// Element by element.
     Plain(DType),
-    /// Packed in this format, in this project's container.
+    /// Packed in this format.
     Packed(Format),
 }
 
@@ -48,7 +50,18 @@ pub struct CheckpointPlan {
     tensors: BTreeMap<String, PlannedTensor>,
     shards: ShardPlan,
     options: ShardOptions,
+    layout: PackedLayout,
+    quantization: Option<Value>,
 }
+
+/// How packed tensors become tensors of the file.
+#[derive(Clone, Copy, Debug)]
+enum PackedLayout {
+    Leanbits,
+    CompressedTensors(WriteOptions),
+}
+
+type Groups = Vec<(Vec<TensorSpec>, BTreeMap<String, String>)>;
 
 impl CheckpointPlan {
     /// Plans a checkpoint of plain and packed tensors ([`crate::packed`]), in this order over shards.
@@ -64,29 +77,99 @@ impl CheckpointPlan {
         metadata: &BTreeMap<String, String>,
         options: ShardOptions,
     ) -> Result<Self, Error> {
-        let mut groups = Vec::with_capacity(tensors.len());
-        let mut by_name = BTreeMap::new();
+        let mut groups = Groups::with_capacity(tensors.len());
         for tensor in tensors {
-            if by_name.insert(tensor.name.clone(), tensor.clone()).is_some() {
-                return Err(Error::DuplicateKey { key: shorten(&tensor.name) });
-            }
             groups.push(match tensor.stored {
-                PlannedStorage::Plain(dtype) => {
-                    (vec![TensorSpec::new(&tensor.name, dtype, &tensor.shape)], BTreeMap::new())
-                }
+                PlannedStorage::Plain(dtype) => (vec![plain_spec(tensor, dtype)], BTreeMap::new()),
                 PlannedStorage::Packed(format) => {
                     let specs = packed::specs(&tensor.name, format, &tensor.shape)?;
                     (specs, packed::metadata([(tensor.name.as_str(), format, tensor.shape.as_slice())]))
                 }
             });
         }
-        let sections: BTreeSet<&str> = groups.iter().flat_map(|(specs, _)| specs).map(|s| s.name.as_str()).collect();
-        let is_packed = |t: &&PlannedTensor| matches!(t.stored, PlannedStorage::Packed(_));
-        if let Some(tensor) = tensors.iter().filter(is_packed).find(|t| sections.contains(t.name.as_str())) {
-            return Err(Error::DuplicateKey { key: shorten(&tensor.name) });
+        Self::of_groups(tensors, groups, metadata, options, PackedLayout::Leanbits, None)
+    }
+
+    /// Plans a checkpoint whose packed tensors are stored as compressed-tensors does
+    /// ([`crate::compressed_tensors`]); [`CheckpointPlan::quantization_config`] then belongs into config.json.
+    ///
+    /// Packed tensors must be called `MODULE.weight`. Plain matrices of that name are listed as left alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`CheckpointPlan::new`]; [`Error::GridMismatch`] for a format the layout cannot hold or a packed
+    /// tensor of another name, [`Error::RaggedBlocks`].
+    pub fn compressed_tensors(
+        tensors: &[PlannedTensor],
+        metadata: &BTreeMap<String, String>,
+        options: ShardOptions,
+        write: WriteOptions,
+    ) -> Result<Self, Error> {
+        let (mut modules, mut left_alone) = (Vec::new(), Vec::new());
+        for tensor in tensors {
+            let module = tensor.name.strip_suffix(".weight");
+            match (tensor.stored, module) {
+                (PlannedStorage::Packed(format), Some(name)) => {
+                    modules.push(ModuleSpec { name, format, shape: &tensor.shape });
+                }
+                (PlannedStorage::Packed(format), None) => {
+                    return Err(Error::GridMismatch {
+                        tensor: shorten(&tensor.name),
+                        format: format.to_string(),
+                        target: "compressed-tensors",
+                        reason: "only tensors called MODULE.weight can be compressed",
+                    });
+                }
+                (PlannedStorage::Plain(_), Some(name)) if tensor.shape.len() == 2 => left_alone.push(name),
+                (PlannedStorage::Plain(_), _) => {}
+            }
+        }
+        let plan = compressed_tensors::Plan::new(&modules, &left_alone, write)?;
+        let mut specs = plan.tensors().iter();
+        let mut groups = Groups::with_capacity(tensors.len());
+        for tensor in tensors {
+            let specs = match tensor.stored {
+                PlannedStorage::Plain(dtype) => vec![plain_spec(tensor, dtype)],
+                PlannedStorage::Packed(_) => specs.next().cloned().unwrap_or_default(),
+            };
+            groups.push((specs, BTreeMap::new()));
+        }
+        let quantization = Some(plan.quantization_config().clone());
+        Self::of_groups(tensors, groups, metadata, options, PackedLayout::CompressedTensors(write), quantization)
+    }
+
+    fn of_groups(
+        tensors: &[PlannedTensor],
+        groups: Groups,
+        metadata: &BTreeMap<String, String>,
+        options: ShardOptions,
+        layout: PackedLayout,
+        quantization: Option<Value>,
+    ) -> Result<Self, Error> {
+        let mut by_name = BTreeMap::new();
+        for tensor in tensors {
+            if by_name.insert(tensor.name.clone(), tensor.clone()).is_some() {
+                return Err(Error::DuplicateKey { key: shorten(&tensor.name) });
+            }
+        }
+        // A packed tensor's own name may be that of a section of itself only.
+        let mut sections: BTreeMap<&str, &str> = BTreeMap::new();
+        for (tensor, (specs, _)) in tensors.iter().zip(&groups) {
+            sections.extend(specs.iter().map(|spec| (spec.name.as_str(), tensor.name.as_str())));
+        }
+        for tensor in tensors.iter().filter(|t| matches!(t.stored, PlannedStorage::Packed(_))) {
+            if sections.get(tensor.name.as_str()).is_some_and(|owner| *owner != tensor.name) {
+                return Err(Error::DuplicateKey { key: shorten(&tensor.name) });
+            }
         }
         let shards = ShardPlan::new(&groups, metadata, options)?;
-        Ok(Self { tensors: by_name, shards, options })
+        Ok(Self { tensors: by_name, shards, options, layout, quantization })
+    }
+
+    /// What config.json must say under `quantization_config`; `None` for this project's own layout.
+    #[must_use]
+    pub fn quantization_config(&self) -> Option<&Value> {
+        self.quantization.as_ref()
     }
 
     /// The files and the distribution of tensors over them.
@@ -100,6 +183,10 @@ impl CheckpointPlan {
     pub fn total_bytes(&self) -> u64 {
         self.shards.total_bytes()
     }
+}
+
+fn plain_spec(tensor: &PlannedTensor, dtype: DType) -> TensorSpec {
+    TensorSpec::new(&tensor.name, dtype, &tensor.shape)
 }
 
 /// Writes a planned checkpoint one tensor at a time, in any order; order of the plan keeps one shard open.
@@ -125,6 +212,7 @@ impl CheckpointPlan {
 #[derive(Debug)]
 pub struct CheckpointWriter {
     tensors: BTreeMap<String, PlannedTensor>,
+    layout: PackedLayout,
     shards: ShardWriter,
 }
 
@@ -135,14 +223,14 @@ impl CheckpointWriter {
     ///
     /// [`Error::Io`]; [`Error::Unsupported`] when the plan has several shards but the target is a file.
     pub fn create(target: impl AsRef<Path>, plan: CheckpointPlan) -> Result<Self, Error> {
-        let CheckpointPlan { tensors, shards, options } = plan;
+        let CheckpointPlan { tensors, shards, options, layout, .. } = plan;
         let target = target.as_ref();
         let shards = if target.extension().is_some_and(|e| e == "safetensors") && !target.is_dir() {
             ShardWriter::create_file(target, shards)?
         } else {
             ShardWriter::create(target, shards, options)?
         };
-        Ok(Self { tensors, shards })
+        Ok(Self { tensors, layout, shards })
     }
 
     /// Whether a tensor is still to be written; false once its shard is complete.
@@ -150,7 +238,10 @@ impl CheckpointWriter {
     pub fn needs(&self, name: &str) -> bool {
         self.tensors.get(name).is_some_and(|tensor| match tensor.stored {
             PlannedStorage::Plain(_) => self.shards.needs(name),
-            PlannedStorage::Packed(_) => self.shards.needs(&format!("{name}.codes")),
+            PlannedStorage::Packed(_) => match self.layout {
+                PackedLayout::Leanbits => self.shards.needs(&format!("{name}.codes")),
+                PackedLayout::CompressedTensors(_) => self.shards.needs(&format!("{name}_scale")),
+            },
         })
     }
 
@@ -171,14 +262,24 @@ impl CheckpointWriter {
     /// # Errors
     ///
     /// [`Error::NotPlanned`] unless a packed tensor of this name, format and shape was planned;
-    /// [`Error::Io`].
+    /// [`Error::GridMismatch`] when compressed-tensors cannot hold its tensor scale exactly; [`Error::Io`].
     pub fn write_packed(&mut self, name: &str, tensor: &PackedTensor<'_>) -> Result<(), Error> {
         let planned = self.tensors.get(name);
         if planned.is_none_or(|p| p.stored != PlannedStorage::Packed(tensor.format()) || p.shape != tensor.shape()) {
             return Err(Error::NotPlanned { name: shorten(name) });
         }
-        for (section, bytes) in packed::sections(name, tensor) {
-            self.shards.write(&section, &bytes)?;
+        match self.layout {
+            PackedLayout::Leanbits => {
+                for (section, bytes) in packed::sections(name, tensor) {
+                    self.shards.write(&section, &bytes)?;
+                }
+            }
+            PackedLayout::CompressedTensors(options) => {
+                let module = name.strip_suffix(".weight").unwrap_or(name);
+                for section in module_tensors(module, tensor, options)? {
+                    self.shards.write(&section.spec.name, &section.bytes)?;
+                }
+            }
         }
         Ok(())
     }

@@ -86,6 +86,11 @@ fn mutated_configs_never_panic() {
 }
 
 #[test]
+fn mutated_compressed_tensors_checkpoints_never_panic() {
+    run("compressed_tensors", fuzz_bodies::compressed_tensors, &corpus(&["compressed-"]), 300);
+}
+
+#[test]
 fn mutated_format_names_never_panic() {
     let names: Vec<Vec<u8>> = quant_core::Format::named()
         .iter()

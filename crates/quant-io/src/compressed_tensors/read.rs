@@ -36,6 +36,7 @@ pub struct Compressed {
 
 /// The weight of one module.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one exists at a time, and only for a moment")]
 pub enum Weight<'a> {
     /// On the grid of a format: codes and scales are those of the file.
     Packed(PackedTensor<'a>),
@@ -249,10 +250,10 @@ impl<'a, 'm> Module<'a, 'm> {
                 let codes = require("weight_packed")?;
                 let (dtype, [rows, bytes]) = (codes.dtype, matrix(name, "weight_packed", codes)?);
                 let bits = usize::from(args.bits);
-                if dtype != DType::U8 || !(bytes * 8).is_multiple_of(bits) {
-                    return Err(bad_section(name, "weight_packed", codes, DType::U8, &[rows, bytes / bits * bits]));
-                }
-                (codes, None, [rows, bytes * 8 / bits])
+                // A matrix without rows may claim any number of columns.
+                let stream = bytes.checked_mul(8).filter(|stream| stream.is_multiple_of(bits) && dtype == DType::U8);
+                let wrong = || bad_section(name, "weight_packed", codes, DType::U8, &[rows, bytes / bits * bits]);
+                (codes, None, [rows, stream.ok_or_else(wrong)? / bits])
             }
             _ => {
                 let codes = require("weight")?;

@@ -7,7 +7,7 @@ use regex_lite::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Largest number of bytes a compiled pattern may take.
-const PATTERN_LIMIT: usize = 1 << 20;
+const PATTERN_LIMIT: usize = 1 << 18;
 
 /// The targets of all groups, in the order in which the Python package tries them: names, then
 /// patterns in the order of their text, then classes.

@@ -26,6 +26,7 @@ fn outcome(name: &str, bytes: &[u8]) -> String {
         Some("gguf") => fuzz_bodies::gguf(bytes),
         Some("index") => fuzz_bodies::index(bytes),
         Some("config") => fuzz_bodies::config(bytes),
+        Some("compressed") => fuzz_bodies::compressed_tensors(bytes),
         other => panic!("no reader for files named {other:?}"),
     };
     result.map_or_else(|error| error.variant(), |()| "ok".to_owned())

@@ -1,5 +1,6 @@
 //! The corpus: every file with the outcome it must have, made by code so that it can be reviewed.
 
+mod compressed;
 mod gguf;
 mod json;
 mod packed;
@@ -33,12 +34,13 @@ impl Cases {
 /// The whole corpus, in order of name.
 pub(crate) fn all() -> Vec<Case> {
     type Maker = fn(&mut Cases);
-    let makers: [(&'static str, &'static str, Maker); 5] = [
+    let makers: [(&'static str, &'static str, Maker); 6] = [
         ("container", "safetensors", safetensors::make),
         ("gguf", "gguf", gguf::make),
         ("packed", "safetensors", packed::make),
         ("index", "json", json::indexes),
         ("config", "json", json::configs),
+        ("compressed", "pair", compressed::make),
     ];
     let mut all = Vec::new();
     for (prefix, extension, make) in makers {
