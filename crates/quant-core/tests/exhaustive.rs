@@ -336,3 +336,16 @@ fn every_byte_of_trits_unpacks_and_those_of_the_packer_return() {
         assert_eq!(packed.decode(), want, "{rule}");
     }
 }
+
+#[test]
+fn half_precision_agrees_with_the_half_crate() {
+    // Every 521st f32, NaN and infinity included: eight million values of all exponents.
+    for bits in (0..=u32::MAX).step_by(521) {
+        let x = f32::from_bits(bits);
+        let f16 = FloatKind::F16.encode(x, Overflow::NonSaturating);
+        let bf16 = FloatKind::Bf16.encode(x, Overflow::NonSaturating);
+        let (want_f16, want_bf16) = (half::f16::from_f32(x), half::bf16::from_f32(x));
+        assert!(f16 == want_f16.to_bits() || x.is_nan() && FloatKind::F16.decode(f16).is_nan(), "{bits:#x}");
+        assert!(bf16 == want_bf16.to_bits() || x.is_nan() && FloatKind::Bf16.decode(bf16).is_nan(), "{bits:#x}");
+    }
+}
