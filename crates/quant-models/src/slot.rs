@@ -164,8 +164,14 @@ pub(crate) fn dense(name: &str, values: Vec<f32>, shape: [usize; 2]) -> Result<T
         let (name, expected) = (name.to_owned(), shape.to_vec());
         return Err(Error::WeightShape { name, expected, found: vec![values.len()] });
     }
-    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-        return Err(Error::NonFiniteWeight { name: name.to_owned(), index, value: values[index] });
-    }
+    finite(name, &values)?;
     Ok(Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?)
+}
+
+/// Refuses weights that are NaN or infinite.
+pub(crate) fn finite(name: &str, values: &[f32]) -> Result<(), Error> {
+    match values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+        Some((index, &value)) => Err(Error::NonFiniteWeight { name: name.to_owned(), index, value }),
+        None => Ok(()),
+    }
 }

@@ -208,6 +208,35 @@ fn models_walked_together_alone_or_against_a_recording_score_the_same() {
     assert!((together[1].model.perplexity() - 40.0).abs() < 1e-9, "the uniform one");
 }
 
+/// The thread pools of a process are set once, so each count of threads gets a process of its own.
+#[test]
+fn figures_do_not_depend_on_the_number_of_threads() {
+    const CHILD: &str = "LEANBITS_TEST_THREADS";
+    let json = json!({"hidden_size": 192, "intermediate_size": 256, "vocab_size": 300});
+    if std::env::var_os(CHILD).is_some() {
+        let model = random_model(&config(json), 1);
+        let text = Tokens { ids: some_tokens(1200, 300, 1), ends: (1..=1200).collect() };
+        let windows = Windows::of_text(&text, WindowOptions::new(300)).unwrap();
+        let found = compare(&model, &[&nudged(&model)], &windows, &mut |_| {}).unwrap()[0];
+        println!("figures {:x} {:x}", found.model.nll.to_bits(), found.kl.to_bits());
+        return;
+    }
+    let run = |threads: &str| {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "figures_do_not_depend_on_the_number_of_threads", "--nocapture"])
+            .env(CHILD, "1")
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let found = text.lines().find_map(|line| line.find("figures ").map(|at| line[at..].to_owned()));
+        found.unwrap_or_else(|| panic!("no figures in {text}"))
+    };
+    let one = run("1");
+    assert_eq!(run("2"), one, "two threads");
+    assert_eq!(run("5"), one, "five threads");
+}
+
 #[test]
 fn progress_counts_up_to_the_end() {
     let windows = Windows::of_text(&text(6000), WindowOptions::new(500)).unwrap();

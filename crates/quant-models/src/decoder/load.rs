@@ -3,6 +3,7 @@
 use super::{Decoder, Layer};
 use crate::slot::{self, Apply, Slot, Weight};
 use crate::{Config, Error, WeightSource};
+use candle_core::Tensor;
 use std::sync::Arc;
 
 /// A source together with the checks every tensor passes.
@@ -12,33 +13,37 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn tensor(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, Error> {
+    /// Reads a tensor after checking its shape, so that nothing is read in vain.
+    fn read(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, Error> {
         let Some(found) = self.source.shape(name) else {
             return Err(Error::MissingTensor { origin: self.source.origin(), name: name.to_owned() });
         };
         if found != expected {
             return Err(Error::WeightShape { name: name.to_owned(), expected: expected.to_vec(), found });
         }
-        let values = self.source.tensor(name)?;
-        match values.iter().position(|v| !v.is_finite()) {
-            Some(index) => Err(Error::NonFiniteWeight { name: name.to_owned(), index, value: values[index] }),
-            None => Ok(values),
-        }
+        self.source.tensor(name)
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Tensor, Error> {
+        slot::dense(name, self.read(name, &shape)?, shape)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        let values = self.read(name, &[len])?;
+        slot::finite(name, &values)?;
+        Ok(values)
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<Arc<[f32]>, Error> {
-        self.tensor(&format!("{name}.weight"), &[width]).map(Arc::from)
+        self.vector(&format!("{name}.weight"), width).map(Arc::from)
     }
 
     fn slot(&self, name: String, shape: [usize; 2], bias: bool) -> Result<Slot, Error> {
         let weight = match self.source.linear(&name)? {
             Some(linear) => Weight::compressed(&name, shape, linear, self.apply)?,
-            None => {
-                let full = format!("{name}.weight");
-                Weight::Dense(slot::dense(&full, self.tensor(&full, &shape)?, shape)?)
-            }
+            None => Weight::Dense(self.matrix(&format!("{name}.weight"), shape)?),
         };
-        let bias = if bias { Some(self.tensor(&format!("{name}.bias"), &shape[..1])?) } else { None };
+        let bias = if bias { Some(self.vector(&format!("{name}.bias"), shape[0])?) } else { None };
         Ok(Slot::new(name, shape, weight, bias))
     }
 }
@@ -48,8 +53,7 @@ pub(super) fn load(config: Config, source: &dyn WeightSource, apply: Apply) -> R
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
     let shape = [config.vocab_size, hidden];
-    let name = "model.embed_tokens.weight";
-    let embedding = slot::dense(name, loader.tensor(name, &shape)?, shape)?;
+    let embedding = loader.matrix("model.embed_tokens.weight", shape)?;
     let mut layers = Vec::new();
     for layer in 0..config.layers {
         let at = |part: &str| format!("model.layers.{layer}.{part}");
