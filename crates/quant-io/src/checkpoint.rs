@@ -525,7 +525,10 @@ fn head_count(file: &GgufFile, architecture: &str, keys: &[&str], rows: usize) -
     };
     let heads = value.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     if heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
-        return Err(bad(key, format!("{rows} rows cannot be divided among {value:?} heads in pairs")));
+        return Err(bad(
+            key,
+            format!("{rows} rows cannot be divided among {} heads in pairs", shorten(&format!("{value:?}"))),
+        ));
     }
     Ok(heads)
 }

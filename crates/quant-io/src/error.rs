@@ -426,6 +426,11 @@ impl Error {
     }
 }
 
+/// At most 32 dimensions of a shape from a file: a hostile rank may be as long as the file.
+pub(crate) fn shorten_shape<T: Copy>(shape: &[T]) -> Vec<T> {
+    shape.iter().take(32).copied().collect()
+}
+
 /// At most 200 characters of a name from a file: hostile names may be as long as the file.
 pub(crate) fn shorten(name: &str) -> String {
     name.chars().take(200).collect()

@@ -7,7 +7,7 @@ use crate::gguf::{GgufFile, GgufValue};
 use crate::hf::{self, Index};
 use crate::safetensors::{Header, SafetensorsFile, TensorSpec, serialize};
 use crate::{Checkpoint, Error, FileBytes};
-use quant_core::Format;
+use quant_core::{Format, Layout, PackedTensor, TensorView};
 use std::path::Path;
 
 /// Reads all tensors of a checkpoint.
@@ -122,6 +122,46 @@ pub fn compressed_tensors(data: &[u8]) -> Result<(), Error> {
 pub fn format_name(data: &[u8]) -> Result<(), Error> {
     let format: Format = utf8(data)?.parse().map_err(Error::packed("format"))?;
     assert_eq!(format.to_string().parse(), Ok(format), "a format's own name parses to it");
+    Ok(())
+}
+
+/// Sections of a packed tensor: a byte of rows, a byte of columns, a line with the format's name, then
+/// bytes of which each section takes what its layout asks for.
+///
+/// # Errors
+///
+/// What the name, the layout or the sections are refused for.
+pub fn sections(data: &[u8]) -> Result<(), Error> {
+    let Some((&[rows, columns], rest)) = data.split_first_chunk::<2>() else { return utf8(data).map(drop) };
+    let line = rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len());
+    let mut sections = rest.get(line + 1..).unwrap_or_default();
+    let format: Format = utf8(&rest[..line])?.parse().map_err(Error::packed("name"))?;
+    let shape = [usize::from(rows % 9), usize::from(columns)];
+    let layout = Layout::new(format, &shape).map_err(Error::packed("layout"))?;
+    let mut take = |len: usize| {
+        let (taken, left) = sections.split_at(len.min(sections.len()));
+        sections = left;
+        taken
+    };
+    let (codes, scales, zeros) = (take(layout.code_bytes()), take(layout.scale_bytes()), take(layout.zero_bytes()));
+    let second = take(4 * layout.second_len).as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let tensor = PackedTensor::from_sections(format, &shape, codes, scales, zeros, second);
+    let tensor = tensor.map_err(Error::packed("sections"))?;
+    let values = tensor.decode();
+    let mut row = vec![0.0; layout.columns];
+    for (i, expected) in values.chunks(layout.columns).enumerate() {
+        tensor.decode_row(i, &mut row).map_err(Error::packed("row"))?;
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        assert!(row.iter().zip(expected).all(same), "row {i} of {format} differs from the whole");
+    }
+    if values.iter().all(|v| v.is_finite()) {
+        // What was read can be encoded again; only a scale may then exceed its type.
+        let view = TensorView::contiguous(&values, &shape).map_err(Error::packed("view"))?;
+        match PackedTensor::encode(format, &view) {
+            Ok(_) | Err(quant_core::Error::ScaleOverflow { .. }) => {}
+            Err(error) => panic!("{format} cannot encode its own values: {error}"),
+        }
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@
 //! begins with `leanbits.` is refused: a later version that needs one must raise the version.
 
 use crate::Error;
-use crate::error::shorten;
+use crate::error::{shorten, shorten_shape};
 use crate::json::{self, Object};
 use crate::safetensors::{DType, Header, TensorSpec};
 use quant_core::{Format, Layout, PackedTensor, Scale, ScaleType, ZeroPoint};
@@ -30,6 +30,9 @@ pub const VERSION_KEY: &str = "leanbits.version";
 pub const VERSION: &str = "1";
 /// What metadata keys of packed tensors begin with; the tensor's name follows.
 pub const PACKED_KEY: &str = "leanbits.packed.";
+
+/// Most dimensions of a packed tensor.
+const MAX_RANK: u64 = 32;
 
 const SECTIONS: [&str; 4] = ["codes", "scales", "zeros", "second"];
 
@@ -59,6 +62,7 @@ struct Description {
 ///
 /// [`Error::UnsupportedVersion`], [`Error::BadField`] for an unknown key or a description that does not
 /// parse, [`Error::Packed`] for an unknown format or a shape it cannot have, [`Error::Overflow`],
+/// [`Error::TooLarge`] for more than 32 dimensions,
 /// [`Error::MissingSection`], [`Error::BadSection`].
 pub fn find(header: &Header) -> Result<Option<Vec<PackedInfo>>, Error> {
     let metadata = header.metadata();
@@ -120,12 +124,16 @@ fn bad_section(name: &str, spec: &TensorSpec, header: &Header, found: usize) -> 
         tensor: shorten(name),
         section: shorten(&spec.name),
         expected: format!("{} {:?}", spec.dtype, spec.shape),
-        found: format!("{} {:?}", info.dtype, info.shape),
+        found: format!("{} {:?}", info.dtype, shorten_shape(&info.shape)),
     }
 }
 
-/// A shape whose sections have sizes that fit, whatever the format.
+/// A shape of reasonable rank whose sections have sizes that fit, whatever the format.
 pub(crate) fn checked_shape(name: &str, shape: &[u64]) -> Result<Vec<usize>, Error> {
+    if shape.len() as u64 > MAX_RANK {
+        let value = shape.len() as u64;
+        return Err(Error::TooLarge { what: "the rank of a packed tensor", value, limit: MAX_RANK });
+    }
     let overflow = || Error::Overflow { what: format!("packed tensor {:?}", shorten(name)), shape: shape.to_vec() };
     // At most 16 bytes an element: a 2-byte code and an f32 scale, zero and second-level magnitude each.
     let elements = shape.iter().try_fold(16_u64, |n, &d| n.checked_mul(d)).ok_or_else(overflow)?;

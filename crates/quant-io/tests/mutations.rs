@@ -91,6 +91,22 @@ fn mutated_compressed_tensors_checkpoints_never_panic() {
 }
 
 #[test]
+fn sections_of_any_bytes_are_decoded_or_refused() {
+    let seed = |named: &quant_core::NamedFormat| [&[3, 70], named.name.as_bytes(), b"\n", &[0x3c; 600]].concat();
+    let seeds: Vec<Vec<u8>> = quant_core::Format::named().iter().map(seed).collect();
+    run("sections", fuzz_bodies::sections, &seeds, 300);
+    let mut rng = ChaCha8Rng::seed_from_u64(0x7365_6374);
+    for named in quant_core::Format::named() {
+        for _ in 0..40 {
+            let mut input = [&[3, 70], named.name.as_bytes(), b"\n"].concat();
+            input.extend((0..3000).map(|_| rng.next_u64().to_le_bytes()[0]));
+            // Random scales may be NaN, which is an error; nothing may panic.
+            let _ = fuzz_bodies::sections(&input);
+        }
+    }
+}
+
+#[test]
 fn mutated_format_names_never_panic() {
     let names: Vec<Vec<u8>> = quant_core::Format::named()
         .iter()

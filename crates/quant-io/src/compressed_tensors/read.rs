@@ -4,7 +4,7 @@ use super::config::{Config, Group, Number, StorageFormat, Strategy, WeightArgs, 
 use super::targets::Targets;
 use super::words::{self, Words, named};
 use crate::Error;
-use crate::error::shorten;
+use crate::error::{shorten, shorten_shape};
 use crate::safetensors::{DType, TensorBytes};
 use quant_core::{
     Block, Element, FloatKind, Format, IntRule, NvRule, Overflow, PackedTensor, Scale, ScaleRule, ScaleType, bits,
@@ -582,15 +582,16 @@ fn global_scale(module: &str, tensor: TensorBytes<'_>) -> Result<f32, Error> {
     }
 }
 
-/// The two sides of a tensor of rank 2.
+/// The two sides of a tensor of rank 2 that has elements. An empty one could have a side of any length,
+/// as there are no bytes to contradict it.
 fn matrix(module: &str, section: &str, tensor: TensorBytes<'_>) -> Result<[usize; 2], Error> {
     match *tensor.shape {
-        [rows, columns] => Ok([rows, columns]),
+        [rows, columns] if rows > 0 && columns > 0 => Ok([rows, columns]),
         _ => Err(Error::BadSection {
             tensor: shorten(module),
             section: section.to_owned(),
-            expected: "a matrix".to_owned(),
-            found: format!("{} {:?}", tensor.dtype, tensor.shape),
+            expected: "a matrix with elements".to_owned(),
+            found: format!("{} {:?}", tensor.dtype, shorten_shape(tensor.shape)),
         }),
     }
 }
@@ -600,6 +601,6 @@ fn bad_section(module: &str, section: &str, found: TensorBytes<'_>, dtype: DType
         tensor: shorten(module),
         section: section.to_owned(),
         expected: format!("{dtype} {shape:?}"),
-        found: format!("{} {:?}", found.dtype, found.shape),
+        found: format!("{} {:?}", found.dtype, shorten_shape(found.shape)),
     }
 }

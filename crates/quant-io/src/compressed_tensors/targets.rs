@@ -6,8 +6,9 @@ use crate::error::shorten;
 use regex_lite::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Largest number of bytes a compiled pattern may take.
-const PATTERN_LIMIT: usize = 1 << 18;
+/// Bytes that the compiled patterns of a configuration share. A few characters of repetition compile to any
+/// size, so that a limit for each pattern alone would not bound what a small file costs.
+const PATTERNS_LIMIT: usize = 1 << 18;
 
 /// The targets of all groups, in the order in which the Python package tries them: names, then
 /// patterns in the order of their text, then classes.
@@ -31,8 +32,10 @@ enum Pattern {
 }
 
 impl Pattern {
-    fn new(pattern: &str) -> Self {
-        match regex_lite::RegexBuilder::new(&format!("^(?:{pattern})")).size_limit(PATTERN_LIMIT).build() {
+    /// Compiles one of `count` patterns. Each may take what plain text of its length needs, whatever the others do.
+    fn new(pattern: &str, count: usize) -> Self {
+        let limit = (PATTERNS_LIMIT / count.max(1)).max(1024 + 64 * pattern.len());
+        match regex_lite::RegexBuilder::new(&format!("^(?:{pattern})")).size_limit(limit).build() {
             Ok(regex) => Self::Compiled(regex),
             Err(error) => Self::Broken { pattern: shorten(pattern), message: shorten(&error.to_string()) },
         }
@@ -55,10 +58,11 @@ impl Targets {
             // A target in two groups belongs to the later one.
             by_target.extend(group.targets.iter().map(|target| (target.clone(), index)));
         }
+        let count = by_target.keys().chain(&config.ignore).filter(|target| target.starts_with("re:")).count();
         let (mut names, mut patterns) = (BTreeMap::new(), Vec::new());
         for (target, index) in by_target {
             match target.strip_prefix("re:") {
-                Some(pattern) => patterns.push((Pattern::new(pattern), index)),
+                Some(pattern) => patterns.push((Pattern::new(pattern, count), index)),
                 None => {
                     names.insert(target, index);
                 }
@@ -67,7 +71,7 @@ impl Targets {
         let (mut ignored_names, mut ignored_patterns) = (BTreeSet::new(), Vec::new());
         for target in &config.ignore {
             match target.strip_prefix("re:") {
-                Some(pattern) => ignored_patterns.push(Pattern::new(pattern)),
+                Some(pattern) => ignored_patterns.push(Pattern::new(pattern, count)),
                 None => {
                     ignored_names.insert(target.clone());
                 }

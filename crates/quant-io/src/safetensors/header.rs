@@ -2,7 +2,7 @@
 
 use super::DType;
 use crate::Error;
-use crate::error::shorten;
+use crate::error::{shorten, shorten_shape};
 use crate::json::{Object, UniqueMap, brief};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
@@ -163,7 +163,7 @@ impl Header {
 
 /// Bytes of a tensor of this type and shape.
 pub(super) fn tensor_bytes(name: &str, dtype: DType, shape: &[u64]) -> Result<u64, Error> {
-    let overflow = || Error::Overflow { what: format!("tensor {:?}", shorten(name)), shape: shape.to_vec() };
+    let overflow = || Error::Overflow { what: format!("tensor {:?}", shorten(name)), shape: shorten_shape(shape) };
     let elements = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d)).ok_or_else(overflow)?;
     let bits = elements.checked_mul(dtype.bits()).ok_or_else(overflow)?;
     if bits % 8 != 0 {
@@ -286,7 +286,9 @@ fn check_tensor(name: String, raw: RawTensor) -> Result<TensorInfo, Error> {
         return Err(Error::SizeMismatch { tensor: shorten(&name), expected, found });
     }
     let shape: Option<Vec<usize>> = raw.shape.iter().map(|&d| usize::try_from(d).ok()).collect();
-    let shape = shape
-        .ok_or_else(|| Error::Overflow { what: format!("tensor {:?}", shorten(&name)), shape: raw.shape.clone() })?;
+    let shape = shape.ok_or_else(|| Error::Overflow {
+        what: format!("tensor {:?}", shorten(&name)),
+        shape: shorten_shape(&raw.shape),
+    })?;
     Ok(TensorInfo { name, dtype, shape, range: begin..end })
 }

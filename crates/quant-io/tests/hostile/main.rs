@@ -4,6 +4,8 @@
 
 mod cases;
 mod counting;
+mod large;
+mod output;
 
 use quant_io::gguf::GgufFile;
 use quant_io::safetensors::SafetensorsFile;
@@ -58,11 +60,14 @@ fn every_file_of_the_corpus_has_its_outcome_within_its_bounds() {
         let bytes = std::fs::read(corpus().join(name)).unwrap();
         assert!(bytes.len() <= 4096, "{name} has {} bytes", bytes.len());
         let start = Instant::now();
-        let (found, peak) = counting::peak_of(|| outcome(name, &bytes));
+        let run = || std::panic::catch_unwind(|| outcome(name, &bytes)).unwrap_or_else(|_| "a panic".to_owned());
+        let (found, peak) = counting::peak_of(run);
         if found != *expected {
             wrong.push(format!("{name}: {found} instead of {expected}"));
         }
-        assert!(peak <= 16 * bytes.len() + (1 << 20), "{name} allocated {peak} bytes");
+        if peak > 16 * bytes.len() + (1 << 20) {
+            wrong.push(format!("{name}: {peak} bytes of memory for {} of file", bytes.len()));
+        }
         // The bound of an idle machine is ten milliseconds; a busy one may take a while longer.
         assert!(start.elapsed() < Duration::from_secs(1), "{name} took {:?}", start.elapsed());
     }

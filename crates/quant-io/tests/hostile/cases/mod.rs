@@ -1,10 +1,16 @@
 //! The corpus: every file with the outcome it must have, made by code so that it can be reviewed.
 
+mod by_hand;
 mod compressed;
+mod compressed_by_hand;
 mod gguf;
 mod json;
 mod packed;
+mod parts;
 mod safetensors;
+
+#[cfg(test)]
+pub(crate) use safetensors::file;
 
 /// One file.
 #[derive(Clone, Debug)]
@@ -34,13 +40,15 @@ impl Cases {
 /// The whole corpus, in order of name.
 pub(crate) fn all() -> Vec<Case> {
     type Maker = fn(&mut Cases);
-    let makers: [(&'static str, &'static str, Maker); 6] = [
+    let makers: [(&'static str, &'static str, Maker); 8] = [
         ("container", "safetensors", safetensors::make),
         ("gguf", "gguf", gguf::make),
         ("packed", "safetensors", packed::make),
+        ("packed", "safetensors", by_hand::make),
         ("index", "json", json::indexes),
         ("config", "json", json::configs),
         ("compressed", "pair", compressed::make),
+        ("compressed", "pair", compressed_by_hand::make),
     ];
     let mut all = Vec::new();
     for (prefix, extension, make) in makers {
