@@ -133,6 +133,34 @@ fn encoding_the_original_weights_gives_the_files_of_the_python_package() {
     }
 }
 
+/// Blocks of ordinary and of extreme values: zero blocks, subnormal and huge scales.
+#[test]
+fn mx_blocks_of_the_python_package_are_decoded_bit_for_bit() {
+    let file = SafetensorsFile::open(golden("mx_ct.safetensors")).unwrap();
+    for (layout, bits, section, dtype) in [
+        ("mxfp4-pack-quantized", 4_usize, "weight_packed", DType::U8),
+        ("mxfp6-pack-quantized", 6, "weight_packed", DType::U8),
+        ("mxfp8-quantized", 8, "weight", DType::F8E4M3),
+    ] {
+        for rows in ["main", "edge"] {
+            let get = |what: &str| file.tensor(&format!("{layout}/{rows}/{what}")).unwrap();
+            let (data, scale, theirs) = (get("data"), get("scale"), get("deq_bf16"));
+            let tensors = [
+                Owned::new(section, dtype, data.shape, data.bytes),
+                Owned::new("weight_scale", DType::U8, scale.shape, scale.bytes),
+            ];
+            let args = json!({"num_bits": bits, "type": "float", "group_size": 32, "scale_dtype": "torch.uint8"});
+            let weight = compressed(layout, args).read("m", lookup(&tensors)).unwrap();
+            let (theirs, _) = theirs.bytes.as_chunks::<2>();
+            for (i, (ours, theirs)) in weight.to_f32().iter().zip(theirs).enumerate() {
+                let theirs = bf16::from_le_bytes(*theirs);
+                let ours = bf16::from_f32(*ours);
+                assert_eq!(ours.to_bits(), theirs.to_bits(), "{layout} {rows} {i}: {ours} {theirs}");
+            }
+        }
+    }
+}
+
 /// The two packings, with every width and both axes: weights along columns, zero points along rows.
 #[test]
 fn both_packings_of_integers_are_read_for_every_width() {

@@ -51,15 +51,19 @@ pub(super) struct Scheme {
     pub(super) scales: DType,
 }
 
-/// The format to encode in so that other programs read what was meant: f16 scales of integers become
-/// bf16, because loaders cast them to the type of the model, and NVFP4's tensor scale is kept as the reciprocal
-/// that the layout stores. `None` when the layout cannot hold anything alike.
+/// The format to encode in so that other programs compute with the numbers that were meant. `None` when
+/// the layout cannot hold anything alike.
+///
+/// Float scales become bf16: loaders cast them to the type of the model, bf16 as a rule, and a scale that
+/// changes after codes were chosen for it adds an error to a whole group. NVFP4's tensor scale is kept
+/// as the reciprocal that the layout stores. Scale rules stay as they are.
 ///
 /// ```
 /// use quant_core::Format;
 /// use quant_io::compressed_tensors::native_format;
 /// let native = |format| native_format(format).map(|f| f.to_string());
 /// assert_eq!(native(Format::INT4_G128).as_deref(), Some("int4-g128-bf16"));
+/// assert_eq!(native(Format::FP8_E4M3).as_deref(), Some("fp8-e4m3-bf16"));
 /// assert_eq!(native(Format::NVFP4).as_deref(), Some("nvfp4-ct"));
 /// assert_eq!(native(Format::MXFP4).as_deref(), Some("mxfp4"));
 /// assert_eq!(native(Format::NF4), None);
@@ -67,9 +71,7 @@ pub(super) struct Scheme {
 #[must_use]
 pub fn native_format(format: Format) -> Option<Format> {
     let native = match (format.element, format.scale) {
-        (Element::Int { .. }, Scale::Float(ScaleType::F16)) => {
-            Format { scale: Scale::Float(ScaleType::Bf16), ..format }
-        }
+        (_, Scale::Float(_)) => Format { scale: Scale::Float(ScaleType::Bf16), ..format },
         (_, Scale::E4m3(_)) => Format { scale: Scale::E4m3(NvRule::CompressedTensors), ..format },
         _ => format,
     };
