@@ -97,6 +97,8 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (json!({"rms_norm_eps": 2.0}), "rms_norm_eps", "below 1"),
         (json!({"rms_norm_eps": 1e-60}), "rms_norm_eps", "an f32 above 0"),
         (json!({"rope_theta": -1.0}), "rope_theta", "above zero"),
+        (json!({"rope_theta": 1.0}), "rope_theta", "above 1"),
+        (json!({"rope_parameters": {"rope_theta": 0.5}}), "rope_parameters.rope_theta", "above 1"),
         (json!({"rope_scaling": 3}), "rope_scaling", "an object"),
         (json!({"rope_scaling": {"type": "longrope"}}), "rope_scaling.type", "one of default"),
         (json!({"rope_scaling": {"rope_type": "linear", "factor": 0}}), "rope_scaling.factor", "above zero"),
@@ -151,4 +153,57 @@ fn files_that_are_no_configuration_are_named() {
     std::fs::write(folder.path().join("config.json"), "[1, 2]").unwrap();
     let error = Config::from_folder(folder.path()).unwrap_err();
     assert!(matches!(&error, Error::BadValue { expected, .. } if expected == "a JSON object"), "{error}");
+}
+
+#[test]
+fn no_value_under_any_key_makes_reading_or_rotating_panic() {
+    let strange = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(3),
+        json!(1e-300),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(0.5),
+        json!(""),
+        json!("linear"),
+        json!([]),
+        json!([1, "x", null]),
+        json!({}),
+        json!({"rope_type": "yarn", "factor": 1e300, "beta_fast": 1e300, "beta_slow": 1e-300}),
+        json!({"rope_type": "yarn", "factor": 1e-300, "original_max_position_embeddings": 1}),
+        json!({"rope_type": "dynamic", "factor": 1e-300, "original_max_position_embeddings": 1}),
+        json!({"type": "llama3", "factor": 1e300, "low_freq_factor": 1e-300, "high_freq_factor": 1e300,
+            "original_max_position_embeddings": 1}),
+    ];
+    let base = json!({"rope_scaling": null, "rope_parameters": null, "head_dim": null, "bos_token_id": null,
+        "eos_token_id": null, "sliding_window": 4, "use_sliding_window": true, "layer_types": null, "attention_bias": null,
+        "mlp_bias": null, "max_window_layers": null, "partial_rotary_factor": null});
+    let (mut accepted, mut refused) = (0, 0);
+    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+        let mut whole = config(base.clone());
+        whole["model_type"] = json!(family);
+        for key in whole.as_object().unwrap().keys().cloned().collect::<Vec<_>>() {
+            for value in &strange {
+                let mut changed = whole.clone();
+                changed[&key] = value.clone();
+                match Config::from_json(&changed, Path::new("config.json")) {
+                    Ok(config) => {
+                        accepted += 1;
+                        let table = config.rope.table(0, 3);
+                        let mut head = vec![1.0; config.head_dim];
+                        table.turn(2, config.head_dim, &mut head);
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        assert!(error.to_string().contains("config.json"), "{key}: {error}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(accepted > 100 && refused > 500, "{accepted} accepted, {refused} refused");
 }

@@ -20,6 +20,10 @@ pub(super) fn read(config: &Object<'_>, head_dim: usize, max_positions: usize) -
         Some(theta) => theta,
         None => config.positive("rope_theta")?.unwrap_or(10_000.0),
     };
+    if theta <= 1.0 {
+        let holder = newer.as_ref().filter(|object| object.get("rope_theta").is_some()).unwrap_or(config);
+        return Err(holder.bad("rope_theta", "a base above 1"));
+    }
     let settings = newer.as_ref().or(scaling.as_ref());
     Ok(Rope {
         theta,
