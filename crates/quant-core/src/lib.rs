@@ -47,3 +47,12 @@ pub use layout::Layout;
 pub use linear::Linear;
 pub use packed::{EncodeOptions, PackedTensor, fake_quantize};
 pub use tensor::{Scalar, ScalarType, Shaped, Tensor, TensorView};
+
+/// The examples of the README and of this crate's page in the book.
+#[cfg(doctest)]
+mod outside {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/src/quant-core.md")]
+    struct Page;
+}
