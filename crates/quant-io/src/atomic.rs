@@ -14,6 +14,8 @@ pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
     file: Option<File>,
+    /// Whether the temporary file stays when dropped without a commit.
+    keep: bool,
 }
 
 impl AtomicFile {
@@ -24,13 +26,11 @@ impl AtomicFile {
     /// [`Error::Io`] or [`Error::Busy`].
     pub fn create(target: impl AsRef<Path>) -> Result<Self, Error> {
         let target = target.as_ref().to_owned();
-        let Some(name) = target.file_name() else {
+        if target.file_name().is_none() {
             let source = std::io::Error::new(ErrorKind::InvalidInput, "the path has no file name");
             return Err(Error::Io { path: target, action: "create", source });
-        };
-        let mut name = name.to_owned();
-        name.push(".tmp");
-        let temporary = target.with_file_name(name);
+        }
+        let temporary = Self::temporary_path(&target);
         let file = match open_new(&temporary) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 remove_stale(&temporary, &target)?;
@@ -39,11 +39,37 @@ impl AtomicFile {
             other => other,
         }
         .map_err(Error::io(&temporary, "create"))?;
+        Self::locked(target, temporary, file, false)
+    }
+
+    /// Opens the `NAME.tmp` that an interrupted writer left, with what is in it, or creates an empty one. Dropped without a
+    /// commit, it stays, so that the next writer can go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Busy`].
+    pub fn resume(target: impl AsRef<Path>) -> Result<Self, Error> {
+        let target = target.as_ref().to_owned();
+        let temporary = Self::temporary_path(&target);
+        let open = OpenOptions::new().write(true).create(true).truncate(false).open(&temporary);
+        let file = open.map_err(Error::io(&temporary, "open"))?;
+        Self::locked(target, temporary, file, true)
+    }
+
+    /// Where a file is written before it gets its name.
+    #[must_use]
+    pub fn temporary_path(target: &Path) -> PathBuf {
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(".tmp");
+        target.with_file_name(name)
+    }
+
+    fn locked(target: PathBuf, temporary: PathBuf, file: File, keep: bool) -> Result<Self, Error> {
         // Where locks are not supported, two processes writing one file are not told apart.
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(Error::Busy { path: target });
         }
-        Ok(Self { target, temporary, file: Some(file) })
+        Ok(Self { target, temporary, file: Some(file), keep })
     }
 
     /// The path that the file will have.
@@ -90,7 +116,7 @@ impl AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        if self.file.take().is_some() && !self.keep {
             // Nothing can be done about a failure here; the next writer replaces the leftover.
             let _ = std::fs::remove_file(&self.temporary);
         }

@@ -237,6 +237,13 @@ impl Checkpoint {
         if self.path.is_dir() { hf::side_files(&self.path) } else { Ok(Vec::new()) }
     }
 
+    /// Tells the system that what has been read so far is not needed again soon: a job that walks over a
+    /// checkpoint larger than memory calls this after each tensor. See [`FileBytes::release_pages`].
+    pub fn release_pages(&self) {
+        self.files.iter().for_each(SafetensorsFile::release_pages);
+        self.gguf.iter().for_each(GgufFile::release_pages);
+    }
+
     fn require(&self, name: &str) -> Result<&Entry, Error> {
         self.entry(name).ok_or_else(|| Error::NoSuchTensor { name: shorten(name) }.in_file(&self.path))
     }
@@ -374,7 +381,7 @@ pub(crate) fn quantization(config: &Value) -> Result<Option<Compressed>, Error> 
         return Ok(Some(compressed));
     }
     match config.get("quantization_config").and_then(|q| q.get("quant_method")).and_then(Value::as_str) {
-        Some(method) if method != "compressed-tensors" => {
+        Some(method) if method != "compressed-tensors" && method != "leanbits" => {
             let reason = "of quantized checkpoints those of compressed-tensors, GGUF and this project are read";
             Err(Error::Unsupported { what: format!("quant_method {:?}", shorten(method)), reason: reason.to_owned() })
         }

@@ -54,6 +54,18 @@ impl FileBytes {
         Self { path: path.as_ref().to_owned(), storage: Storage::Owned(Arc::new(bytes)) }
     }
 
+    /// Tells the system that these bytes will not be read again soon, so that its pages no longer count as memory of
+    /// this process. Reading them again brings them back. A hint: where it is not understood nothing happens.
+    #[allow(unsafe_code, reason = "advice about a mapping is this module's business")]
+    pub fn release_pages(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = &self.storage {
+            // SAFETY: the map is read-only and backed by a file: pages that are dropped hold nothing that the
+            // file does not, and come back with the same bytes when they are touched.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// The file's path, or the name that was given.
     #[must_use]
     pub fn path(&self) -> &Path {

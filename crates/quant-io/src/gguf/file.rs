@@ -53,6 +53,11 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
+    /// As [`FileBytes::release_pages`].
+    pub fn release_pages(&self) {
+        self.bytes.release_pages();
+    }
+
     /// Maps a file and checks everything but the contents of its tensors.
     ///
     /// # Errors

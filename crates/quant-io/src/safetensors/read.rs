@@ -88,6 +88,11 @@ impl SafetensorsFile {
         self.bytes.path()
     }
 
+    /// As [`FileBytes::release_pages`].
+    pub fn release_pages(&self) {
+        self.bytes.release_pages();
+    }
+
     /// All tensors in order of position.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorBytes<'_>> {
         self.header.tensors().iter().map(|info| self.lend(info))

@@ -162,6 +162,26 @@ impl SafetensorsWriter {
         Ok(Self { plan, file, written: vec![false; missing], missing })
     }
 
+    /// Continues the file that an interrupted writer left beside the target, in which the tensors `written` are whole;
+    /// begins one if there is none. Dropped before [`SafetensorsWriter::finish`], the unfinished file stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotPlanned`] when one of `written` is not in the plan, [`Error::Io`] or [`Error::Busy`].
+    pub fn resume(target: impl AsRef<Path>, plan: FilePlan, written: &[&str]) -> Result<Self, Error> {
+        let mut file = AtomicFile::resume(target)?;
+        file.set_len(plan.file_bytes())?;
+        file.write_at(0, &plan.head)?;
+        let mut done = vec![false; plan.header.tensors().len()];
+        for name in written {
+            let position = plan.header.position(name);
+            let position = position.ok_or_else(|| Error::NotPlanned { name: shorten(name) }.in_file(file.target()))?;
+            done[position] = true;
+        }
+        let missing = done.iter().filter(|done| !**done).count();
+        Ok(Self { plan, file, written: done, missing })
+    }
+
     /// The plan being followed.
     #[must_use]
     pub fn plan(&self) -> &FilePlan {
