@@ -1,0 +1,57 @@
+//! One tensor from values to codes, with the error that this made.
+
+use crate::Error;
+use quant_core::metrics::ErrorStats;
+use quant_core::{EncodeOptions, Format, FormatGrid, PackedTensor, Shaped};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Rows that are decoded and compared together. Fixed, so that sums do not depend on the number of threads.
+const ROWS: usize = 64;
+
+/// Rounds a tensor to a format and measures the error; `file` and `name` are for messages.
+///
+/// `amax` is the largest magnitude that the scale of the whole tensor is made for, where a format has one and it is
+/// not that of this tensor.
+pub(crate) fn encode(
+    file: &Path,
+    name: &str,
+    values: &[f32],
+    shape: &[usize],
+    format: Format,
+    amax: Option<f32>,
+) -> Result<(PackedTensor<'static>, ErrorStats), Error> {
+    let encoded = Shaped::new(values, shape).and_then(|tensor| {
+        let packed = match amax {
+            None => PackedTensor::encode(format, &tensor)?,
+            Some(amax) => PackedTensor::encode_on(&FormatGrid::new(format, amax)?, &tensor, EncodeOptions::default())?,
+        };
+        let errors = measure(values, &packed)?;
+        Ok((packed, errors))
+    });
+    encoded.map_err(|source| Error::Tensor { file: file.to_owned(), tensor: name.to_owned(), source: source.into() })
+}
+
+/// Compares values with their packed form, some rows at a time: the decoded tensor is never whole in memory.
+fn measure(values: &[f32], packed: &PackedTensor<'_>) -> Result<ErrorStats, quant_core::Error> {
+    let columns = packed.layout().columns;
+    let parts = values.par_chunks(ROWS * columns).enumerate().map(|(part, values)| {
+        let (mut stats, mut decoded) = (ErrorStats::default(), vec![0.0; columns]);
+        for (row, values) in values.chunks_exact(columns).enumerate() {
+            packed.decode_row(part * ROWS + row, &mut decoded)?;
+            stats.push(values, &decoded)?;
+        }
+        Ok(stats)
+    });
+    let parts: Result<Vec<ErrorStats>, quant_core::Error> = parts.collect();
+    let mut all = ErrorStats::default();
+    for part in parts? {
+        all.merge(&part);
+    }
+    Ok(all)
+}
+
+/// Largest magnitude; values that are not finite do not count, encoding refuses them.
+pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
+    values.iter().map(|x| x.abs()).filter(|x| x.is_finite()).fold(0.0, f32::max)
+}

@@ -1,0 +1,225 @@
+//! How well a model predicts a text, original or compressed.
+
+use crate::models::eval::{Score, WindowOptions, Windows, compare, perplexity};
+use crate::models::{Apply, Config, Decoder, Text};
+use crate::{Error, Progress};
+use quant_io::Checkpoint;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Context of models that were trained for a longer one.
+pub const DEFAULT_CONTEXT: usize = 2048;
+
+/// How to measure.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EvalOptions {
+    /// Most tokens to predict; the whole text if `None`.
+    pub tokens: Option<usize>,
+    /// Tokens of a window; what the model was trained for, at most [`DEFAULT_CONTEXT`], if `None`.
+    pub context: Option<usize>,
+    /// A model to compare the predictions with.
+    pub against: Option<PathBuf>,
+    /// Where the text is cut into documents, each with a window of its own; blanks around documents are cut off.
+    pub split: Option<String>,
+    /// Whether the begin-of-sequence token stands before every window.
+    pub bos: bool,
+}
+
+/// What [`evaluate`] measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// `exp` of the mean negative log likelihood of a token.
+    pub perplexity: f64,
+    /// Bits for each byte of text: comparable between models with different tokenizers.
+    pub bits_per_byte: f64,
+    /// Tokens predicted.
+    pub tokens: usize,
+    /// Bytes of text these tokens stand for.
+    pub text_bytes: u64,
+    /// Tokens of a window.
+    pub context: usize,
+    /// Bytes of the model's tensors as stored.
+    pub model_bytes: u64,
+    /// What the comparison found.
+    #[serde(flatten)]
+    pub against: Option<AgainstReport>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// How a model differs from another one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct AgainstReport {
+    /// Mean KL divergence of the model's predictions from those of the other one, in nats.
+    pub kl: f64,
+    /// The 99.9th percentile of the divergence.
+    pub kl_p999: f64,
+    /// The largest divergence.
+    pub kl_max: f64,
+    /// Share of tokens for which both find the same one most likely.
+    pub top1: f64,
+    /// Perplexity of the other model.
+    pub against_perplexity: f64,
+    /// Bytes of the other model's tensors as stored.
+    pub against_bytes: u64,
+}
+
+/// Measures a model folder on a text.
+///
+/// The text is read as it is. Without [`EvalOptions::split`] it is cut into windows that do not overlap, and every token of
+/// a window but the first is predicted; a remainder that fills no window is left out.
+///
+/// # Errors
+///
+/// [`Error::Io`] and [`Error::Model`] for folders that cannot be loaded, [`Error::File`] for the text,
+/// [`Error::NoBos`] when `bos` is asked of a model that has no such token.
+pub fn evaluate(
+    model: impl AsRef<Path>,
+    text: impl AsRef<Path>,
+    options: &EvalOptions,
+    progress: &mut dyn Progress,
+) -> Result<EvalReport, Error> {
+    let (model, text) = (model.as_ref(), text.as_ref());
+    let start = Instant::now();
+    let bytes = std::fs::read(text).map_err(|source| Error::file(text, "read", source))?;
+    let loaded = Loaded::open(model)?;
+    let config = loaded.decoder.config();
+    let context = options.context.unwrap_or(config.max_positions.min(DEFAULT_CONTEXT));
+    let bos = match options.bos {
+        true => Some(config.bos.ok_or_else(|| Error::NoBos { path: model.to_owned() })?),
+        false => None,
+    };
+    let window = WindowOptions { context, stride: None, bos, max_tokens: options.tokens };
+    let reader = Text::open(model, config)?;
+    let windows = cut(&reader, &bytes, options.split.as_deref(), window)?;
+    let total = windows.scored() as u64;
+    let mut seen = 0;
+    let (score, against) = match &options.against {
+        None => {
+            progress.begin("evaluating", total);
+            let mut step = |now: crate::models::eval::Progress| {
+                progress.advance((now.scored - seen) as u64, &format!("perplexity {:.4}", now.perplexity));
+                seen = now.scored;
+            };
+            (perplexity(&loaded.decoder, &windows, &mut step)?, None)
+        }
+        Some(other) => {
+            let reference = Loaded::open(other)?;
+            progress.begin("comparing", total);
+            let mut step = |now: crate::models::eval::Progress| {
+                progress.advance((now.scored - seen) as u64, &format!("perplexity {:.4}", now.perplexity));
+                seen = now.scored;
+            };
+            let found = compare(&reference.decoder, &[&loaded.decoder], &windows, &mut step)?;
+            let found = found
+                .first()
+                .ok_or_else(|| Error::Config { path: model.to_owned(), reason: "nothing was compared".to_owned() })?;
+            let report = AgainstReport {
+                kl: found.kl,
+                kl_p999: found.kl_p999,
+                kl_max: found.kl_max,
+                top1: found.top1,
+                against_perplexity: found.reference.perplexity(),
+                against_bytes: reference.bytes,
+            };
+            (found.model, Some(report))
+        }
+    };
+    progress.end();
+    Ok(report(score, context, loaded.bytes, against, start))
+}
+
+fn report(score: Score, context: usize, bytes: u64, against: Option<AgainstReport>, start: Instant) -> EvalReport {
+    EvalReport {
+        perplexity: score.perplexity(),
+        bits_per_byte: score.bits_per_byte(),
+        tokens: score.tokens,
+        text_bytes: score.bytes,
+        context,
+        model_bytes: bytes,
+        against,
+        seconds: start.elapsed().as_secs_f64(),
+    }
+}
+
+/// A decoder and the bytes its folder stores.
+struct Loaded {
+    decoder: Decoder,
+    bytes: u64,
+}
+
+impl Loaded {
+    fn open(folder: &Path) -> Result<Self, Error> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let config = Config::from_folder(folder)?;
+        let bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
+        let decoder = Decoder::from_source(config, &checkpoint, Apply::Decoded)?;
+        Ok(Self { decoder, bytes })
+    }
+}
+
+fn cut(reader: &Text, bytes: &[u8], split: Option<&str>, options: WindowOptions) -> Result<Windows, Error> {
+    let Some(separator) = split else { return Ok(Windows::of_text(&reader.encode(bytes)?, options)?) };
+    let documents: Result<Vec<_>, _> = pieces(bytes, separator.as_bytes())
+        .into_iter()
+        .map(<[u8]>::trim_ascii)
+        .filter(|document| !document.is_empty())
+        .map(|document| reader.encode(document))
+        .collect();
+    Ok(Windows::of_documents(&documents?, options)?)
+}
+
+/// The pieces between separators.
+fn pieces<'a>(mut text: &'a [u8], separator: &[u8]) -> Vec<&'a [u8]> {
+    let mut out = Vec::new();
+    if !separator.is_empty() {
+        while let Some(at) = text.windows(separator.len()).position(|window| window == separator) {
+            out.push(&text[..at]);
+            text = &text[at + separator.len()..];
+        }
+    }
+    out.push(text);
+    out
+}
+
+impl EvalReport {
+    /// The figures for people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut out = format!(
+            "perplexity     {:.4}\nbits per byte  {:.4}\npredicted      {} tokens ({} bytes) in windows of {}\nmodel          {}\n",
+            self.perplexity,
+            self.bits_per_byte,
+            self.tokens,
+            self.text_bytes,
+            self.context,
+            crate::table::bytes(self.model_bytes),
+        );
+        if let Some(against) = &self.against {
+            out.push_str(&format!(
+                "against        perplexity {:.4}, {}\nKL divergence  {:.6} nats (99.9%: {:.4}, largest: {:.4})\ntop-1 equal    {:.2} %\n",
+                against.against_perplexity,
+                crate::table::bytes(against.against_bytes),
+                against.kl,
+                against.kl_p999,
+                against.kl_max,
+                100.0 * against.top1,
+            ));
+        }
+        out.push_str(&format!("took           {:.1} s\n", self.seconds));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_at_every_separator() {
+        let cut: Vec<&[u8]> = pieces(b"one<|>two<|><|>three", b"<|>");
+        assert_eq!(cut, [&b"one"[..], b"two", b"", b"three"], "empty pieces are kept here");
+        assert_eq!(pieces(b"one", b""), [&b"one"[..]], "an empty separator never cuts");
+    }
+}

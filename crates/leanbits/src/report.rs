@@ -1,0 +1,284 @@
+//! What a compression did, for programs, for people and as a picture.
+
+use crate::Error;
+use crate::compress::to_json;
+use crate::picture::{Captions, TensorPoint, tensor_errors};
+use crate::plan::PlannedTensor;
+use crate::recipe::{Choice, Method, Recipe};
+use crate::storage::StorageLayout;
+use crate::table::{self, Align, Table};
+use serde::Serialize;
+
+/// One tensor of a [`CompressReport`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorReport {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// How it is stored now: a format, or the type it had.
+    pub format: String,
+    /// How its codes were found, or `keep`.
+    pub method: String,
+    /// Why it was treated so.
+    pub reason: String,
+    /// Bytes stored, everything included.
+    pub bytes: u64,
+    /// Bytes it took before.
+    pub source_bytes: u64,
+    /// Bits stored for each element.
+    pub bits_per_weight: f64,
+    /// Signal to quantization noise in dB; `None` when nothing changed, or in a dry run.
+    pub sqnr_db: Option<f64>,
+}
+
+/// What a run took; absent from the report in the folder, which is the same for every run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunCost {
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Seconds spent reading the input and widening it to f32, writing and flushing the output.
+    pub io_seconds: f64,
+    /// Seconds spent encoding, and decoding again to measure the error.
+    pub packing_seconds: f64,
+    /// Share of `seconds` spent packing; the rest is input and output.
+    pub packing_fraction: f64,
+    /// Largest resident memory of the process, mapped files included; `None` where the system does not say.
+    pub peak_rss_bytes: Option<u64>,
+    /// Tensors that an earlier, interrupted run had finished.
+    pub resumed_tensors: usize,
+}
+
+/// What [`compress`](crate::compress()) did or would do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CompressReport {
+    /// Whether nothing was written.
+    pub dry_run: bool,
+    /// How packed tensors are stored.
+    pub layout: StorageLayout,
+    /// The recipe that was followed.
+    pub recipe: Recipe,
+    /// Bytes of all tensors as stored.
+    pub bytes: u64,
+    /// Bytes of the safetensors files, headers included.
+    pub file_bytes: u64,
+    /// Bytes of all tensors before.
+    pub source_bytes: u64,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// Elements of the quantized tensors.
+    pub quantized_parameters: u64,
+    /// Bits stored for each element of the quantized tensors, scales and zero points included.
+    pub bits_per_weight: f64,
+    /// Bits stored for each element of all tensors.
+    pub bits_per_parameter: f64,
+    /// Signal to quantization noise over all quantized tensors, in dB; `None` when nothing was quantized.
+    pub sqnr_db: Option<f64>,
+    /// What it took to get there.
+    #[serde(flatten)]
+    pub run: Option<RunCost>,
+    /// What decided about how many tensors.
+    pub rules: Vec<RuleLine>,
+    /// Every tensor, in the order of the files.
+    pub tensors: Vec<TensorReport>,
+}
+
+impl TensorReport {
+    /// A tensor that was written as planned.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    pub(crate) fn new(tensor: &PlannedTensor, method: Method, sqnr_db: Option<f64>) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            format: tensor.format_name(),
+            method: if tensor.decision.choice == Choice::Keep { "keep" } else { method.name() }.to_owned(),
+            reason: tensor.decision.reason.to_string(),
+            bytes: tensor.bytes,
+            source_bytes: tensor.source_bytes,
+            bits_per_weight: if tensor.elements == 0 {
+                0.0
+            } else {
+                8.0 * tensor.bytes as f64 / tensor.elements as f64
+            },
+            sqnr_db,
+        }
+    }
+}
+
+/// Part of a name that says what kind of tensor it is: `q_proj` of `model.layers.3.self_attn.q_proj.weight`.
+fn kind(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').filter(|part| part.parse::<u64>().is_err()).collect();
+    match parts.as_slice() {
+        [.., module, "weight" | "bias"] => (*module).to_owned(),
+        [.., last] => (*last).to_owned(),
+        [] => name.to_owned(),
+    }
+}
+
+/// How many tensors were stored in one way for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleLine {
+    /// Why: a rule of the recipe, its default, or an exclusion.
+    pub reason: String,
+    /// How they are stored now.
+    pub format: String,
+    /// How many there are.
+    pub tensors: usize,
+    /// Bytes they take now.
+    pub bytes: u64,
+    /// Name of the first.
+    pub example: String,
+}
+
+/// Gathers tensors that were treated alike.
+pub(crate) fn rule_lines(tensors: &[TensorReport]) -> Vec<RuleLine> {
+    let mut lines: Vec<RuleLine> = Vec::new();
+    for tensor in tensors {
+        match lines.iter_mut().find(|line| line.reason == tensor.reason && line.format == tensor.format) {
+            Some(line) => {
+                line.tensors += 1;
+                line.bytes += tensor.bytes;
+            }
+            None => lines.push(RuleLine {
+                reason: tensor.reason.clone(),
+                format: tensor.format.clone(),
+                tensors: 1,
+                bytes: tensor.bytes,
+                example: tensor.name.clone(),
+            }),
+        }
+    }
+    lines
+}
+
+impl RunCost {
+    /// The costs as lines of a list.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut out = format!(
+            "- took {:.1} s: {:.1} s reading and writing, {:.1} s packing and measuring ({:.0} %)\n",
+            self.seconds,
+            self.io_seconds,
+            self.packing_seconds,
+            100.0 * self.packing_fraction
+        );
+        if let Some(bytes) = self.peak_rss_bytes {
+            out.push_str(&format!("- largest resident memory: {}\n", table::bytes(bytes)));
+        }
+        if self.resumed_tensors > 0 {
+            out.push_str(&format!("- {} tensors were there from an interrupted run\n", self.resumed_tensors));
+        }
+        out
+    }
+}
+
+impl CompressReport {
+    /// The report as Markdown.
+    #[must_use]
+    pub fn to_markdown(&self) -> String {
+        let mut out = String::from("# Compression report\n\n");
+        out.push_str(&self.summary());
+        out.push_str("\n## Recipe\n\n```toml\n");
+        out.push_str(&self.recipe.to_toml());
+        out.push_str("```\n\n");
+        out.push_str(&self.rules_table().to_markdown());
+        out.push_str("\n## Tensors\n\n");
+        out.push_str(&tensor_table(&self.tensors).to_markdown());
+        out.push_str("\nSQNR: signal to quantization noise of the weights, in dB; 6 dB more is half the error. ");
+        out.push_str("A dash marks tensors that did not change. The picture is in `report.svg`.\n");
+        out
+    }
+
+    /// The figures that matter, as a short list.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let quantized = self.tensors.iter().filter(|tensor| tensor.method != "keep").count();
+        let mut out = format!(
+            "- tensors: {} of {} quantized, holding {} of {} parameters\n- size: {} instead of {} ({} of safetensors files)\n- bits per quantized weight, scales and zero points included: {:.3}; per parameter of the whole model: {:.3}\n",
+            quantized,
+            self.tensors.len(),
+            self.quantized_parameters,
+            self.parameters,
+            table::bytes(self.bytes),
+            table::bytes(self.source_bytes),
+            table::bytes(self.file_bytes),
+            self.bits_per_weight,
+            self.bits_per_parameter,
+        );
+        if let Some(sqnr) = self.sqnr_db {
+            out.push_str(&format!("- SQNR over all quantized weights: {sqnr:.2} dB\n"));
+        }
+        out
+    }
+
+    /// Signal to noise of every quantized tensor as an SVG picture.
+    #[must_use]
+    pub fn to_svg(&self) -> String {
+        let points: Vec<TensorPoint> = self
+            .tensors
+            .iter()
+            .filter_map(|t| t.sqnr_db.map(|sqnr_db| TensorPoint { kind: kind(&t.name), sqnr_db }))
+            .collect();
+        let title = format!("Error of every quantized tensor ({:.3} bits per weight)", self.bits_per_weight);
+        let captions =
+            Captions { title: &title, x: "tensor, in the order of the model", y: "SQNR in dB (higher is better)" };
+        tensor_errors(captions, &points)
+    }
+
+    /// What decided about how many tensors, as a table for the terminal.
+    #[must_use]
+    pub fn rules_text(&self) -> String {
+        self.rules_table().to_text()
+    }
+
+    fn rules_table(&self) -> Table {
+        let mut table = Table::new(&[
+            ("why", Align::Left),
+            ("stored as", Align::Left),
+            ("tensors", Align::Right),
+            ("size", Align::Right),
+            ("for example", Align::Left),
+        ]);
+        for line in &self.rules {
+            table.row(vec![
+                line.reason.clone(),
+                line.format.clone(),
+                line.tensors.to_string(),
+                table::bytes(line.bytes),
+                line.example.clone(),
+            ]);
+        }
+        table
+    }
+
+    /// Names and contents of the files that go into the output folder. What differs from run to run is left out.
+    pub(crate) fn files(&self) -> Result<[(&'static str, String); 3], Error> {
+        let json = to_json(&Self { run: None, ..self.clone() })?;
+        Ok([("report.json", json), ("report.md", self.to_markdown()), ("report.svg", self.to_svg())])
+    }
+}
+
+/// Tensors as a table.
+pub(crate) fn tensor_table(tensors: &[TensorReport]) -> Table {
+    let mut table = Table::new(&[
+        ("tensor", Align::Left),
+        ("shape", Align::Left),
+        ("stored as", Align::Left),
+        ("why", Align::Left),
+        ("bits", Align::Right),
+        ("bytes", Align::Right),
+        ("SQNR dB", Align::Right),
+    ]);
+    for tensor in tensors {
+        table.row(vec![
+            tensor.name.clone(),
+            table::shape(&tensor.shape),
+            tensor.format.clone(),
+            tensor.reason.clone(),
+            format!("{:.3}", tensor.bits_per_weight),
+            tensor.bytes.to_string(),
+            tensor.sqnr_db.map_or_else(|| "-".to_owned(), |sqnr| format!("{sqnr:.2}")),
+        ]);
+    }
+    table
+}
