@@ -146,3 +146,15 @@ fn a_gguf_file_of_many_keys_tensors_or_strings_is_read_in_proportional_memory() 
     query.splice(..9, text("blk.0.attn_q.weight"));
     assert_eq!(open("x.gguf", &gguf(&[architecture, array], &[query], 32)), refused("BadValue"));
 }
+
+#[test]
+fn a_wide_config_takes_at_most_sixty_four_times_its_size() {
+    // It is held as a tree, because its keys belong to others: a number of two characters takes a node.
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("{{\"a\":[{}0]}}", "0,".repeat(2_000_000));
+    std::fs::write(folder.path().join("config.json"), &text).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), container(b"{}", &[])).unwrap();
+    let (opened, held) = peak_of(|| Checkpoint::open(folder.path()).map(drop));
+    assert!(opened.is_ok(), "{opened:?}");
+    assert!(held <= 64 * text.len(), "{held} bytes of memory for {} of text", text.len());
+}
