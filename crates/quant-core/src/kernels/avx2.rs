@@ -51,7 +51,27 @@ impl Backend for Avx2 {
     #[inline(always)]
     fn prefetch(self, near: &[f32], bytes: usize) {
         // SAFETY: a prefetch reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(near.as_ptr().cast::<i8>().wrapping_add(bytes)) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(near.as_ptr().cast::<i8>().wrapping_add(bytes)) }
+    }
+
+    #[inline(always)]
+    fn amax_blocks(self, x: &[f32], group: usize, out: &mut [f32]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { amax_blocks(x, group, out) }
+    }
+
+    #[inline(always)]
+    fn range_blocks(self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+        // SAFETY: `self` proves AVX2.
+        unsafe { range_blocks(x, group, least, most) }
+    }
+
+    #[inline(always)]
+    fn encode_blocks(self, strip: &ops::Strip<'_>, ahead: usize, codes: &mut [u8]) {
+        for line in (0..strip.x.len()).step_by(16) {
+            self.prefetch(strip.x, ahead + 4 * line);
+        }
+        ops::encode_blocks(strip, codes);
     }
 
     #[inline(always)]
@@ -80,6 +100,60 @@ fn stream(from: &[u8], to: &mut [u8]) {
         unsafe { _mm256_stream_si256(piece.as_mut_ptr().cast(), _mm256_loadu_si256(from.as_ptr().cast())) };
     }
     tail.copy_from_slice(from_tail);
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn amax_blocks(x: &[f32], group: usize, out: &mut [f32]) {
+    for (block, amax) in x.chunks_exact(group).zip(out) {
+        let (vectors, tail) = block.as_chunks::<8>();
+        let mut lanes = _mm256_setzero_si256();
+        for v in vectors {
+            // SAFETY: `v` is a reference to 8 floats.
+            let bits = unsafe { _mm256_loadu_si256(v.as_ptr().cast()) };
+            lanes = _mm256_max_epu32(lanes, _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff)));
+        }
+        *amax = f32::from_bits(reduce_max(lanes).max(ops::amax_bits(tail)));
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reduce_max(v: __m256i) -> u32 {
+    let v = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let v = _mm_max_epu32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+    let v = _mm_max_epu32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v));
+    _mm_cvtsi128_si32(v).cast_unsigned()
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn range_blocks(x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+    let mut largest = _mm256_setzero_si256();
+    let mut finite = true;
+    for ((block, least), most) in x.chunks(group).zip(least).zip(most) {
+        let (vectors, tail) = block.as_chunks::<8>();
+        let (mut low, mut high) = (_mm256_set1_ps(f32::INFINITY), _mm256_set1_ps(f32::NEG_INFINITY));
+        for v in vectors {
+            // SAFETY: `v` is a reference to 8 floats.
+            let v = unsafe { _mm256_loadu_ps(v.as_ptr()) };
+            low = _mm256_min_ps(v, low);
+            high = _mm256_max_ps(v, high);
+            let magnitude = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff));
+            largest = _mm256_max_epu32(largest, magnitude);
+        }
+        let (mut lows, mut highs) = ([0.0; 8], [0.0; 8]);
+        // SAFETY: both arrays hold 8 floats.
+        unsafe {
+            _mm256_storeu_ps(lows.as_mut_ptr(), low);
+            _mm256_storeu_ps(highs.as_mut_ptr(), high);
+        }
+        let (tail_low, tail_high, tail_finite) = ops::range(tail);
+        *least = lows.into_iter().fold(tail_low, ops::fmin);
+        *most = highs.into_iter().fold(tail_high, ops::fmax);
+        finite &= tail_finite;
+    }
+    finite && reduce_max(largest) < ops::INFINITE
 }
 
 #[inline]

@@ -3,14 +3,9 @@
 //! A row is cut into strips; the scales of a strip's blocks are widened together, then each block is
 //! decoded. Formats of 4 bits go through a table of 16 values a block, all others through arithmetic.
 
-use super::ops::{self, SmallFloat};
+use super::ops::{self, BLOCKS, LEAST_GROUP, STRIP, SmallFloat};
 use super::{Backend, Isa, Job, dispatch};
 use crate::{E8m0, Element, FloatKind, Format, FormatGrid, IntRule, Layout, NvRule, Scale, ScaleType, ZeroPoint};
-
-/// Elements of a strip, at most: 8 KiB of f32.
-const STRIP: usize = 2048;
-const LEAST_GROUP: usize = 8;
-const BLOCKS: usize = STRIP / LEAST_GROUP;
 
 /// How a format's rows are decoded; made once a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,7 +4,7 @@
 //! extremes of its blocks, from which the scales of all its blocks follow together, and once for the
 //! codes. Codes are gathered a byte each on the stack, then packed, then written out in one go.
 
-use super::ops::{self, Bins, Divide, Keep, MAGIC, Multiply, MultiplyPositiveZero, SmallFloat, Unit, fmax};
+use super::ops::{self, BLOCKS, Bins, INFINITE, LEAST_GROUP, MAGIC, STRIP, SmallFloat, Strip, Unit, fmax};
 use super::{Backend, Isa, Job, dispatch};
 use crate::grid::largest_element;
 use crate::{
@@ -12,11 +12,7 @@ use crate::{
     ZeroPoint,
 };
 
-/// Elements of a strip, at most: 8 KiB of f32.
-const STRIP: usize = 2048;
-/// The smallest blocks that kernels take.
-const LEAST_GROUP: usize = 8;
-const BLOCKS: usize = STRIP / LEAST_GROUP;
+use std::cell::RefCell;
 
 /// How a format's rows are encoded; made once a tensor.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +23,8 @@ pub(crate) struct RowEncoder {
     code_bits: u32,
     zero_bits: u32,
     group: usize,
+    /// Bytes between what is worked on and what is asked for.
+    ahead: usize,
     stream: bool,
 }
 
@@ -63,9 +61,7 @@ enum Store {
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a tensor, and it is not moved")]
 enum Kind {
-    Int { factor: f32, low: f32, high: f32 },
-    IntOffset { high: f32 },
-    Float(SmallFloat),
+    Small(ops::Element),
     Float16(SmallFloat),
     Book(Bins),
 }
@@ -91,7 +87,8 @@ impl RowEncoder {
                 ZeroPoint::Integer { bits } => u32::from(bits),
                 ZeroPoint::Float(_) => return None,
             },
-            group,
+            group: if matches!(fit, Fit::None) { group.min(STRIP) } else { group },
+            ahead: (4 * group).clamp(4 * STRIP, 64 << 10),
             stream: layout.code_bytes() >= super::STREAM_BYTES,
         })
     }
@@ -157,16 +154,17 @@ impl RowEncoder {
                     Scale::E8m0(_) => f32::from(1_u16 << (bits - 2)),
                     _ => 1.0,
                 };
+                let int = |factor, low, high| Kind::Small(ops::Element::Int { factor, low, high });
                 match rule {
-                    IntRule::Restricted => Kind::Int { factor, low: -high, high },
-                    IntRule::Full | IntRule::GptqSym | IntRule::AwqSym => Kind::Int { factor, low: -high - 1.0, high },
-                    IntRule::Asymmetric | IntRule::AwqAsym => Kind::IntOffset { high: levels },
+                    IntRule::Restricted => int(factor, -high, high),
+                    IntRule::Full | IntRule::GptqSym | IntRule::AwqSym => int(factor, -high - 1.0, high),
+                    IntRule::Asymmetric | IntRule::AwqAsym => int(1.0, 0.0, levels),
                     IntRule::CtSym | IntRule::CtAsym | IntRule::FloatMin | IntRule::Mlx => return None,
                 }
             }
             Element::Float { overflow: Overflow::NonSaturating, .. } => return None,
             Element::Float { kind, .. } if kind.bits() == 16 => Kind::Float16(SmallFloat::new(kind)?),
-            Element::Float { kind, .. } => Kind::Float(SmallFloat::new(kind)?),
+            Element::Float { kind, .. } => Kind::Small(ops::Element::Float(SmallFloat::new(kind)?)),
             Element::Codebook(book) => Kind::Book(Bins::new(book.values())?),
             Element::Magnitude { .. } | Element::Ternary(_) => return None,
         })
@@ -175,7 +173,7 @@ impl RowEncoder {
     /// Encodes one row into its bytes. False when the reference must decide: a value is not finite or
     /// a scale overflows. The bytes are then half written.
     pub(crate) fn encode(&self, isa: Isa, x: &[f32], codes: &mut [u8], scales: &mut [u8], zeros: &mut [u8]) -> bool {
-        dispatch(isa, EncodeRow { plan: self, x, codes, scales, zeros })
+        SCRATCH.with_borrow_mut(|scratch| dispatch(isa, EncodeRow { plan: self, x, codes, scales, zeros, scratch }))
     }
 }
 
@@ -185,13 +183,33 @@ struct EncodeRow<'a> {
     codes: &'a mut [u8],
     scales: &'a mut [u8],
     zeros: &'a mut [u8],
+    scratch: &'a mut Scratch,
+}
+
+/// What would otherwise have to be cleared for every row.
+struct Scratch {
+    fitted: Fitted,
+    codes: [u8; STRIP],
+    packed: [u8; 2 * STRIP],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        let fitted = Fitted { scales: [1.0; BLOCKS], zeros: [0.0; BLOCKS], high: [0.0; BLOCKS], low: [0.0; BLOCKS], reach: 0.0 };
+        RefCell::new(Scratch { fitted, codes: [0; STRIP], packed: [0; 2 * STRIP] })
+    };
 }
 
 /// What the blocks of a strip were fitted to.
+#[derive(Clone, Debug)]
 struct Fitted {
     /// The stored scales as f32; for powers of two their reciprocals.
     scales: [f32; BLOCKS],
     zeros: [f32; BLOCKS],
+    high: [f32; BLOCKS],
+    low: [f32; BLOCKS],
+    /// No value is larger than so many scales.
+    reach: f32,
 }
 
 impl Job for EncodeRow<'_> {
@@ -199,11 +217,15 @@ impl Job for EncodeRow<'_> {
 
     #[inline(always)]
     fn run<B: Backend>(self, backend: B) -> bool {
-        let Self { plan, x, codes, scales, zeros } = self;
+        let Self { plan, x, codes, scales, zeros, scratch } = self;
         zeros.fill(0);
-        let mut fitted = Fitted { scales: [1.0; BLOCKS], zeros: [0.0; BLOCKS] };
+        scratch.fitted.reach = 512.0;
+        if plan.zero_bits == 0 {
+            let blocks = (STRIP / plan.group).clamp(1, BLOCKS);
+            scratch.fitted.zeros[..blocks].fill(0.0);
+        }
         if x.len() <= plan.group || plan.group > STRIP {
-            return encode_long_blocks(backend, plan, x, codes, scales, zeros, &mut fitted);
+            return encode_long_blocks(backend, plan, x, codes, scales, zeros, scratch);
         }
         let blocks = STRIP / plan.group;
         let strip = blocks * plan.group;
@@ -212,13 +234,13 @@ impl Job for EncodeRow<'_> {
         for (i, x) in x.chunks(strip).enumerate() {
             let count = x.len().div_ceil(plan.group);
             let scales = &mut scales[i * blocks * scale_bytes..][..count * scale_bytes];
-            if !fit_strip(plan, x, scales, &mut fitted) {
+            if !fit_strip(backend, plan, x, scales, &mut scratch.fitted) {
                 return false;
             }
             let bytes = x.len() * plan.code_bits as usize;
             let codes = &mut codes[i * strip_bytes..][..bytes.div_ceil(8)];
-            encode_strip(backend, plan, x, &fitted, codes);
-            write_zeros(plan, &fitted.zeros[..count], i * blocks, zeros);
+            encode_strip(backend, plan, x, scratch, codes);
+            write_zeros(plan, &scratch.fitted.zeros[..count], i * blocks, zeros);
         }
         if plan.stream {
             backend.fence();
@@ -248,21 +270,21 @@ fn encode_long_blocks<B: Backend>(
     codes: &mut [u8],
     scales: &mut [u8],
     zeros: &mut [u8],
-    fitted: &mut Fitted,
+    scratch: &mut Scratch,
 ) -> bool {
     let scale_bytes = plan.scale_bytes();
     for (i, block) in x.chunks(plan.group).enumerate() {
         let scales = &mut scales[i * scale_bytes..][..scale_bytes];
-        if !fit_strip(plan, block, scales, fitted) {
+        if !fit_strip(backend, plan, block, scales, &mut scratch.fitted) {
             return false;
         }
         let first = i * plan.group * plan.code_bits as usize / 8;
         for (j, part) in block.chunks(STRIP).enumerate() {
             let start = first + j * STRIP * plan.code_bits as usize / 8;
             let len = (part.len() * plan.code_bits as usize).div_ceil(8);
-            encode_strip(backend, plan, part, fitted, &mut codes[start..][..len]);
+            encode_strip(backend, plan, part, scratch, &mut codes[start..][..len]);
         }
-        write_zeros(plan, &fitted.zeros[..1], i, zeros);
+        write_zeros(plan, &scratch.fitted.zeros[..1], i, zeros);
     }
     if plan.stream {
         backend.fence();
@@ -295,53 +317,53 @@ fn write_zeros(plan: &RowEncoder, zeros: &[f32], first: usize, out: &mut [u8]) {
 
 /// Fits the blocks of a strip; writes the stored scales.
 #[inline(always)]
-fn fit_strip(plan: &RowEncoder, x: &[f32], out: &mut [u8], fitted: &mut Fitted) -> bool {
+fn fit_strip<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32], out: &mut [u8], fitted: &mut Fitted) -> bool {
     let count = x.len().div_ceil(plan.group);
     let scales = &mut fitted.scales[..count];
     match plan.fit {
         Fit::Symmetric { .. } | Fit::Asymmetric { .. } => {
             let zeros = &mut fitted.zeros[..count];
-            for ((block, scale), zero) in x.chunks(plan.group).zip(&mut *scales).zip(&mut *zeros) {
-                (*scale, *zero) = ops::range(block);
-            }
-            fit_ranges(plan, scales, zeros, out)
+            backend.range_blocks(x, plan.group, scales, zeros)
+                && fit_ranges(plan, scales, zeros, &mut fitted.reach, out)
         }
-        Fit::None => ops::amax_bits(x) < INFINITE,
+        Fit::None => {
+            let mut amax = [0.0];
+            backend.amax_blocks(x, x.len(), &mut amax);
+            amax[0].is_finite()
+        }
         _ => {
             let whole = x.len() / plan.group;
-            let (done, rest) = scales.split_at_mut(whole);
-            match plan.group {
-                16 => ops::amax_blocks::<16>(x, done),
-                32 => ops::amax_blocks::<32>(x, done),
-                64 => ops::amax_blocks::<64>(x, done),
-                128 => ops::amax_blocks::<128>(x, done),
-                group => {
-                    for (block, amax) in x.chunks(group).zip(done) {
-                        *amax = f32::from_bits(ops::amax_bits(block));
-                    }
-                }
-            }
-            if let [last] = rest {
+            backend.amax_blocks(&x[..whole * plan.group], plan.group, &mut scales[..whole]);
+            if let [last] = &mut scales[whole..] {
                 *last = f32::from_bits(ops::amax_bits(&x[whole * plan.group..]));
             }
-            ops::amax_bits(scales) < INFINITE && fit_amax(plan, scales, out)
+            ops::amax_bits(scales) < INFINITE && fit_amax(plan, scales, &mut fitted.reach, out)
         }
     }
 }
 
-const INFINITE: u32 = 0x7f80_0000;
+/// From here on scales are normal numbers of all types they are stored in.
+const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 
 /// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are clamped to a byte")]
-fn fit_amax(plan: &RowEncoder, scales: &mut [f32], out: &mut [u8]) -> bool {
+fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u8]) -> bool {
     match plan.fit {
         Fit::Amax { divisor, least } => {
             for scale in scales.iter_mut() {
                 let amax = fmax(*scale, least);
                 *scale = if amax == 0.0 { 1.0 } else { fmax(amax / divisor, f32::from_bits(1)) };
             }
-            store_floats(plan.store, scales, out)
+            let stored = store_floats(plan.store, scales, out);
+            // Normal scales are rounded by so much at most.
+            let rounding = match plan.store {
+                Store::Two(kind) => f32::EPSILON * f32::from_bits((126 + kind.shift) << 23),
+                _ => f32::EPSILON,
+            };
+            let least = scales.iter().fold(u32::MAX, |least, scale| least.min(scale.to_bits()));
+            *reach = if f32::from_bits(least) < LEAST_NORMAL { 2.0 } else { 1.0 + rounding } * divisor;
+            stored
         }
         Fit::Magnitude => store_floats(plan.store, scales, out),
         Fit::Power { rule, largest, emax, mantissa, .. } => {
@@ -371,12 +393,20 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], out: &mut [u8]) -> bool {
         }
         Fit::Nested { largest, second } => {
             let Store::E4m3(kind) = plan.store else { return false };
+            let mut far = 0;
             for (scale, byte) in scales.iter_mut().zip(out) {
-                let code = kind.encode((*scale / largest) / second).max(1);
-                let code = if *scale > 0.0 { code } else { 0 };
-                *scale = kind.decode(code) * second;
+                let amax = *scale;
+                let code = kind.encode((amax / largest) / second).max(1);
+                let code = if amax == 0.0 { 0 } else { code };
+                let value = kind.decode_finite(code) * second;
+                // Where the product underflows all becomes zeros with the sign of x, as dividing by
+                // infinity has it. Any scale makes zeros of a zero block.
+                let divisor = if value == 0.0 { f32::INFINITY } else { value };
+                far |= u32::from(amax > 4096.0 * divisor);
+                *scale = if amax == 0.0 { 1.0 } else { divisor };
                 *byte = code as u8;
             }
+            *reach = if far != 0 { f32::INFINITY } else { 4096.0 };
             true
         }
         Fit::None | Fit::Symmetric { .. } | Fit::Asymmetric { .. } => true,
@@ -410,10 +440,7 @@ fn store_floats(store: Store, scales: &mut [f32], out: &mut [u8]) -> bool {
 
 /// Turns least (in `scales`) and largest values (in `zeros`) into scales and zero points.
 #[inline(always)]
-fn fit_ranges(plan: &RowEncoder, scales: &mut [f32], zeros: &mut [f32], out: &mut [u8]) -> bool {
-    if ops::amax_bits(scales).max(ops::amax_bits(zeros)) >= INFINITE {
-        return false;
-    }
+fn fit_ranges(plan: &RowEncoder, scales: &mut [f32], zeros: &mut [f32], reach: &mut f32, out: &mut [u8]) -> bool {
     let mut lows = [0.0; BLOCKS];
     let lows = &mut lows[..scales.len()];
     let mut wide = false;
@@ -429,6 +456,8 @@ fn fit_ranges(plan: &RowEncoder, scales: &mut [f32], zeros: &mut [f32], out: &mu
             }
         }
         Fit::Asymmetric { rule: IntRule::AwqAsym, levels } => {
+            // Such a range need not include zero: values may lie any number of scales away.
+            *reach = f32::INFINITY;
             for ((scale, zero), low) in scales.iter_mut().zip(zeros.iter()).zip(lows.iter_mut()) {
                 *low = *scale;
                 *scale = fmax(*zero - *low, 1e-5) / levels;
@@ -464,33 +493,43 @@ fn fit_ranges(plan: &RowEncoder, scales: &mut [f32], zeros: &mut [f32], out: &mu
 
 /// Encodes a strip and packs its codes.
 #[inline(always)]
-fn encode_strip<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32], fitted: &Fitted, out: &mut [u8]) {
+fn encode_strip<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+    let Scratch { fitted, codes, packed } = scratch;
     if let Kind::Float16(kind) = plan.element {
-        let mut bytes = [0; 2 * STRIP];
-        let bytes = &mut bytes[..2 * x.len()];
-        prefetch_next(backend, x);
-        ops::encode_float16(x, kind, bytes);
+        let bytes = &mut packed[..2 * x.len()];
+        prefetch_next(backend, plan, x);
+        backend.encode_float16(x, kind, bytes);
         return write_out(backend, plan, bytes, out);
     }
-    let mut codes = [0; STRIP];
     let codes = &mut codes[..x.len()];
     match plan.element {
-        Kind::Int { factor, low, high } => each_block(backend, plan, x, fitted, codes, IntBlock { factor, low, high }),
-        Kind::IntOffset { high } => {
-            blocks(backend, plan.group, x, fitted, codes, |x, scale, zero, codes| {
-                ops::encode_int_offset(x, Divide(scale), zero, high, codes);
-            });
+        Kind::Small(element) => {
+            let unit = match plan.fit {
+                Fit::None => Unit::Keep,
+                Fit::Power { drop_sign_of_zero: true, .. } => Unit::MultiplyPositiveZero,
+                Fit::Power { .. } => Unit::Multiply,
+                _ => Unit::Divide,
+            };
+            let group = plan.group.min(STRIP);
+            let Fitted { scales, zeros, high, low, reach } = fitted;
+            if unit == Unit::Divide {
+                let count = x.len().div_ceil(group);
+                backend.reciprocate(&scales[..count], &mut high[..count], &mut low[..count]);
+            }
+            let strip = Strip { x, group, unit, element, scales, high, low, zeros, reach: *reach };
+            backend.encode_blocks(&strip, plan.ahead, codes);
         }
-        Kind::Float(kind) => each_block(backend, plan, x, fitted, codes, FloatBlock(kind)),
-        Kind::Book(bins) => blocks(backend, plan.group, x, fitted, codes, |x, scale, _, codes| {
-            backend.encode_book(x, 1.0 / fmax(scale, 1e-38), &bins, codes);
-        }),
+        Kind::Book(bins) => {
+            for ((x, codes), &scale) in x.chunks(plan.group).zip(codes.chunks_mut(plan.group)).zip(&fitted.scales) {
+                prefetch_next(backend, plan, x);
+                backend.encode_book(x, 1.0 / fmax(scale, 1e-38), &bins, codes);
+            }
+        }
         Kind::Float16(_) => {}
     }
     if plan.code_bits == 8 {
         write_out(backend, plan, codes, out);
     } else {
-        let mut packed = [0; STRIP];
         let packed = &mut packed[..out.len()];
         ops::pack(codes, plan.code_bits, packed);
         write_out(backend, plan, packed, out);
@@ -506,109 +545,10 @@ fn write_out<B: Backend>(backend: B, plan: &RowEncoder, from: &[u8], to: &mut [u
     }
 }
 
-/// Encodes the values of one block, in whatever unit its scale defines.
-trait BlockKernel: Copy {
-    fn encode(self, x: &[f32], unit: impl Unit, codes: &mut [u8]);
-}
-
-#[derive(Clone, Copy)]
-struct IntBlock {
-    factor: f32,
-    low: f32,
-    high: f32,
-}
-
-impl BlockKernel for IntBlock {
-    #[inline(always)]
-    fn encode(self, x: &[f32], unit: impl Unit, codes: &mut [u8]) {
-        ops::encode_int(x, unit, self.factor, self.low, self.high, codes);
-    }
-}
-
-#[derive(Clone, Copy)]
-struct FloatBlock(SmallFloat);
-
-impl BlockKernel for FloatBlock {
-    #[inline(always)]
-    fn encode(self, x: &[f32], unit: impl Unit, codes: &mut [u8]) {
-        ops::encode_float(x, unit, self.0, codes);
-    }
-}
-
-/// Runs a kernel over all blocks with the unit that the format's scale asks for.
+/// Asks for what lies a strip or a row further: while codes are made, memory would otherwise be idle.
 #[inline(always)]
-fn each_block<B: Backend>(
-    backend: B,
-    plan: &RowEncoder,
-    x: &[f32],
-    fitted: &Fitted,
-    codes: &mut [u8],
-    kernel: impl BlockKernel,
-) {
-    match plan.fit {
-        Fit::None => {
-            prefetch_next(backend, x);
-            kernel.encode(x, Keep, codes);
-        }
-        Fit::Power { drop_sign_of_zero: true, .. } => {
-            blocks(backend, plan.group, x, fitted, codes, |x, scale, _, codes| {
-                kernel.encode(x, MultiplyPositiveZero(scale), codes);
-            });
-        }
-        Fit::Power { .. } => blocks(backend, plan.group, x, fitted, codes, |x, scale, _, codes| {
-            kernel.encode(x, Multiply(scale), codes);
-        }),
-        _ => blocks(backend, plan.group, x, fitted, codes, |x, scale, _, codes| {
-            // A zero scale makes zeros with the sign of x, as dividing by infinity does.
-            let scale = if scale == 0.0 { f32::INFINITY } else { scale };
-            kernel.encode(x, Divide(scale), codes);
-        }),
-    }
-}
-
-/// Cuts a strip into blocks; the usual sizes are known to the compiler.
-#[inline(always)]
-fn blocks<B: Backend>(
-    backend: B,
-    group: usize,
-    x: &[f32],
-    fitted: &Fitted,
-    codes: &mut [u8],
-    kernel: impl Fn(&[f32], f32, f32, &mut [u8]),
-) {
-    let params = fitted.scales.iter().zip(&fitted.zeros);
-    match group {
-        16 => {
-            let (x, x_tail) = x.as_chunks::<16>();
-            let (codes, codes_tail) = codes.as_chunks_mut::<16>();
-            for ((x, codes), (&scale, &zero)) in x.iter().zip(codes).zip(params) {
-                prefetch_next(backend, x);
-                kernel(x, scale, zero, codes);
-            }
-            kernel(x_tail, fitted.scales[x.len().min(BLOCKS - 1)], fitted.zeros[x.len().min(BLOCKS - 1)], codes_tail);
-        }
-        32 => {
-            let (x, x_tail) = x.as_chunks::<32>();
-            let (codes, codes_tail) = codes.as_chunks_mut::<32>();
-            for ((x, codes), (&scale, &zero)) in x.iter().zip(codes).zip(params) {
-                prefetch_next(backend, x);
-                kernel(x, scale, zero, codes);
-            }
-            kernel(x_tail, fitted.scales[x.len()], fitted.zeros[x.len()], codes_tail);
-        }
-        _ => {
-            for ((x, codes), (&scale, &zero)) in x.chunks(group).zip(codes.chunks_mut(group)).zip(params) {
-                prefetch_next(backend, x);
-                kernel(x, scale, zero, codes);
-            }
-        }
-    }
-}
-
-/// Asks for what lies one strip further: while codes are made, memory would otherwise be idle.
-#[inline(always)]
-fn prefetch_next<B: Backend>(backend: B, x: &[f32]) {
+fn prefetch_next<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32]) {
     for line in (0..x.len()).step_by(16) {
-        backend.prefetch(x, 4 * (STRIP + line));
+        backend.prefetch(x, plan.ahead + 4 * line);
     }
 }

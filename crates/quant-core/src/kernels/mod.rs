@@ -112,6 +112,27 @@ pub(crate) trait Backend: Copy {
         let _ = (near, bytes);
     }
 
+    /// The largest magnitude of each block of `group` values, which divides `x`; infinite or NaN when
+    /// a value of the block is.
+    fn amax_blocks(self, x: &[f32], group: usize, out: &mut [f32]);
+
+    /// Least and largest value of each block of `group` values, the last may be shorter. Returns
+    /// whether all values are finite; which of −0 and 0 counts as less is open.
+    fn range_blocks(self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool;
+
+    /// Prepares the fields `high` and `low` of an [`ops::Strip`], where [`Backend::encode_blocks`] reads them.
+    fn reciprocate(self, scales: &[f32], high: &mut [f32], low: &mut [f32]) {
+        let _ = (scales, high, low);
+    }
+
+    /// Encodes blocks, a byte a code; meanwhile asks for what lies `ahead` bytes further.
+    fn encode_blocks(self, strip: &ops::Strip<'_>, ahead: usize, codes: &mut [u8]);
+
+    /// Casts to a 16-bit float, little-endian.
+    fn encode_float16(self, x: &[f32], kind: ops::SmallFloat, codes: &mut [u8]) {
+        ops::encode_float16(x, kind, codes);
+    }
+
     /// `out[i] = table[code i]` for 4-bit codes, two a byte, low nibble first; `out` may be odd.
     fn lookup16(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]);
 

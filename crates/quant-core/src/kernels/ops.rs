@@ -43,38 +43,27 @@ pub(crate) fn amax_bits(x: &[f32]) -> u32 {
     reduce(lanes, u32::max)
 }
 
-/// A number that orders as floats do, −0 below +0, NaN at the ends.
+/// Least and largest value, and whether all are finite.
 #[inline(always)]
-fn order(x: f32) -> i32 {
-    let bits = x.to_bits().cast_signed();
-    bits ^ ((bits >> 31) & 0x7fff_ffff)
-}
-
-#[inline(always)]
-fn from_order(k: i32) -> f32 {
-    f32::from_bits((k ^ ((k >> 31) & 0x7fff_ffff)).cast_unsigned())
-}
-
-/// Least and largest value; one of them is not finite when any value is NaN or infinite.
-#[inline(always)]
-pub(crate) fn range(x: &[f32]) -> (f32, f32) {
-    const LANES: usize = 32;
-    let (mut least, mut most) = ([i32::MAX; LANES], [i32::MIN; LANES]);
+pub(crate) fn range(x: &[f32]) -> (f32, f32, bool) {
+    const LANES: usize = 16;
+    let (mut least, mut most) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let (blocks, tail) = x.as_chunks::<LANES>();
     for block in blocks {
         for i in 0..LANES {
-            let k = order(block[i]);
-            least[i] = least[i].min(k);
-            most[i] = most[i].max(k);
+            least[i] = fmin(block[i], least[i]);
+            most[i] = fmax(block[i], most[i]);
         }
     }
     for (i, &value) in tail.iter().enumerate() {
-        let k = order(value);
-        least[i] = least[i].min(k);
-        most[i] = most[i].max(k);
+        least[i] = fmin(value, least[i]);
+        most[i] = fmax(value, most[i]);
     }
-    (from_order(reduce(least, i32::min)), from_order(reduce(most, i32::max)))
+    (reduce(least, fmin), reduce(most, fmax), amax_bits(x) < INFINITE)
 }
+
+/// Bits of infinity: magnitudes from here on are not finite.
+pub(crate) const INFINITE: u32 = 0x7f80_0000;
 
 /// Folds lanes by halves.
 #[inline(always)]
@@ -89,93 +78,113 @@ fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], f: impl Fn(T, T) -> T) -> 
     lanes[0]
 }
 
-/// [`amax_bits`] of each block of `G`; `x` is whole blocks.
-#[inline(always)]
-pub(crate) fn amax_blocks<const G: usize>(x: &[f32], out: &mut [f32]) {
-    for (block, amax) in x.as_chunks::<G>().0.iter().zip(out) {
-        const LANES: usize = 16;
-        let mut lanes = [0_u32; LANES];
-        for part in block.as_chunks::<LANES>().0 {
-            for (lane, value) in lanes.iter_mut().zip(part) {
-                *lane = (*lane).max(value.to_bits() & MAGNITUDE);
-            }
-        }
-        *amax = f32::from_bits(reduce(lanes, u32::max));
+/// See [`Backend::amax_blocks`](super::Backend::amax_blocks).
+pub(crate) fn amax_blocks(x: &[f32], group: usize, out: &mut [f32]) {
+    for (block, amax) in x.chunks_exact(group).zip(out) {
+        *amax = f32::from_bits(amax_bits(block));
     }
+}
+
+/// See [`Backend::range_blocks`](super::Backend::range_blocks).
+pub(crate) fn range_blocks(x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+    let mut finite = true;
+    for ((block, least), most) in x.chunks(group).zip(least).zip(most) {
+        let (low, high, all_finite) = range(block);
+        (*least, *most) = (low, high);
+        finite &= all_finite;
+    }
+    finite
 }
 
 /// How a value is brought to the unit of its block.
-pub(crate) trait Unit: Copy {
-    /// `x` in units of the scale.
-    fn of(self, x: f32) -> f32;
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Unit {
+    /// Not at all.
+    Keep,
+    /// `x·scale`; the scale is the reciprocal of a power of two.
+    Multiply,
+    /// The same, −0 counting as 0.
+    MultiplyPositiveZero,
+    /// `x / scale`, as the reference does.
+    Divide,
 }
 
-/// Divides, as the reference does.
-#[derive(Clone, Copy)]
-pub(crate) struct Divide(pub(crate) f32);
+/// How a value in the unit of its block becomes a code.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Element {
+    /// `clamp(rne(v·factor) + zero, low, high)` with the zero point of the block.
+    Int { factor: f32, low: f32, high: f32 },
+    /// A float of at most 8 bits.
+    Float(SmallFloat),
+}
 
-impl Unit for Divide {
-    #[inline(always)]
-    fn of(self, x: f32) -> f32 {
-        x / self.0
+/// Blocks to encode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strip<'a> {
+    /// The values; the last block may be shorter.
+    pub(crate) x: &'a [f32],
+    /// Values in a block.
+    pub(crate) group: usize,
+    /// The unit of every block.
+    pub(crate) unit: Unit,
+    /// The element of every value.
+    pub(crate) element: Element,
+    /// A positive scale a block.
+    pub(crate) scales: &'a [f32],
+    /// What a backend made of the scales.
+    pub(crate) high: &'a [f32],
+    /// What a backend made of the scales.
+    pub(crate) low: &'a [f32],
+    /// A zero point a block.
+    pub(crate) zeros: &'a [f32],
+    /// No value is larger than so many scales.
+    pub(crate) reach: f32,
+}
+
+/// The smallest blocks that kernels take.
+pub(crate) const LEAST_GROUP: usize = 8;
+/// Elements of a strip, at most: 8 KiB of f32.
+pub(crate) const STRIP: usize = 2048;
+/// Blocks of a strip, at most.
+pub(crate) const BLOCKS: usize = STRIP / LEAST_GROUP;
+
+/// Writes a code a byte.
+#[inline(always)]
+pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
+    let params = strip.scales.iter().zip(strip.zeros);
+    for ((x, codes), (&scale, &zero)) in strip.x.chunks(strip.group).zip(codes.chunks_mut(strip.group)).zip(params) {
+        encode_block(strip, x, scale, zero, codes);
     }
 }
 
-/// Multiplies by a power of two.
-#[derive(Clone, Copy)]
-pub(crate) struct Multiply(pub(crate) f32);
-
-impl Unit for Multiply {
-    #[inline(always)]
-    fn of(self, x: f32) -> f32 {
-        x * self.0
+/// Writes the codes of one block or a part of it.
+#[inline(always)]
+pub(crate) fn encode_block(strip: &Strip<'_>, x: &[f32], scale: f32, zero: f32, codes: &mut [u8]) {
+    match strip.unit {
+        Unit::Keep => encode_values(strip.element, x, zero, codes, |x| x),
+        Unit::Multiply => encode_values(strip.element, x, zero, codes, |x| x * scale),
+        Unit::MultiplyPositiveZero => encode_values(strip.element, x, zero, codes, |x| (x + 0.0) * scale),
+        Unit::Divide => encode_values(strip.element, x, zero, codes, |x| x / scale),
     }
 }
 
-/// Multiplies by a power of two; −0 counts as 0.
-#[derive(Clone, Copy)]
-pub(crate) struct MultiplyPositiveZero(pub(crate) f32);
-
-impl Unit for MultiplyPositiveZero {
-    #[inline(always)]
-    fn of(self, x: f32) -> f32 {
-        (x + 0.0) * self.0
-    }
-}
-
-/// Leaves values as they are.
-#[derive(Clone, Copy)]
-pub(crate) struct Keep;
-
-impl Unit for Keep {
-    #[inline(always)]
-    fn of(self, x: f32) -> f32 {
-        x
-    }
-}
-
-/// Codes `rne(clamp(unit(x)·factor, low, high))`, low byte of two's complement.
-///
-/// Clamping between integers before rounding or after gives the same.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the low byte is the code")]
-pub(crate) fn encode_int(x: &[f32], unit: impl Unit, factor: f32, low: f32, high: f32, codes: &mut [u8]) {
-    for (&x, code) in x.iter().zip(codes) {
-        let v = fmin(fmax(unit.of(x) * factor, low), high);
-        *code = (v + MAGIC).to_bits() as u8;
-    }
-}
-
-/// Codes `clamp(rne(unit(x)) + zero, 0, high)`.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the low byte is the code")]
-pub(crate) fn encode_int_offset(x: &[f32], unit: impl Unit, zero: f32, high: f32, codes: &mut [u8]) {
-    for (&x, code) in x.iter().zip(codes) {
-        // Beyond ±1024 every code saturates, whatever the zero point.
-        let v = fmin(fmax(unit.of(x), -1024.0), 1024.0);
-        let k = (v + MAGIC) - MAGIC;
-        let k = fmin(fmax(k + zero, 0.0), high);
-        *code = (k + MAGIC).to_bits() as u8;
+fn encode_values(element: Element, x: &[f32], zero: f32, codes: &mut [u8], unit: impl Fn(f32) -> f32) {
+    match element {
+        Element::Int { factor, low, high } => {
+            // Clamping between integers before rounding or after gives the same.
+            let (low, high) = (low - zero, high - zero);
+            for (&x, code) in x.iter().zip(codes) {
+                let v = fmin(fmax(unit(x) * factor, low), high);
+                *code = ((v + MAGIC) + zero).to_bits() as u8;
+            }
+        }
+        Element::Float(kind) => {
+            for (&x, code) in x.iter().zip(codes) {
+                *code = kind.encode(unit(x)) as u8;
+            }
+        }
     }
 }
 
@@ -183,19 +192,15 @@ pub(crate) fn encode_int_offset(x: &[f32], unit: impl Unit, zero: f32, high: f32
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SmallFloat {
     /// Bits of f32's mantissa that it lacks.
-    shift: u32,
+    pub(crate) shift: u32,
     /// Bits of its largest value as f32.
-    max: u32,
+    pub(crate) max: u32,
     /// Bits of its smallest normal value as f32.
-    smallest_normal: u32,
-    /// What is taken from the rounded bits: the difference of the biases, less the rounding half.
-    rebias: u32,
-    /// 2^23 times its smallest step: adding it rounds to that step.
-    magic: f32,
+    pub(crate) smallest_normal: u32,
     /// Its smallest step.
     step: f32,
     /// Where its sign stands.
-    sign: u32,
+    pub(crate) sign: u32,
     /// Magnitudes above it are NaN, or infinite for the first of an IEEE kind.
     max_code: u32,
     ieee: bool,
@@ -217,8 +222,6 @@ impl SmallFloat {
             shift,
             max: kind.max().to_bits(),
             smallest_normal,
-            rebias: (smallest_normal - (1 << 23)).wrapping_sub((1 << (shift - 1)) - 1),
-            magic: step * 8_388_608.0,
             step,
             sign,
             max_code,
@@ -228,26 +231,61 @@ impl SmallFloat {
     }
 
     /// The code nearest to `x`, ties to even, saturating.
+    ///
+    /// Adding a power of two 2^(23 − mantissa bits) times the binade of `x` rounds it to the steps of
+    /// that binade; the subnormals are a part of the first binade.
     #[inline(always)]
     pub(crate) fn encode(self, x: f32) -> u32 {
         let bits = x.to_bits();
         let magnitude = (bits & MAGNITUDE).min(self.max);
-        // Rounding may carry into the exponent, which is the next binade's first code.
+        let binade = (magnitude & 0x7f80_0000).max(self.smallest_normal);
+        let magic = binade + (self.shift << 23);
+        let steps = (f32::from_bits(magnitude) + f32::from_bits(magic)).to_bits().wrapping_sub(magic);
+        let code = ((binade - self.smallest_normal) >> self.shift) + steps;
+        code | (bits >> 31) << self.sign
+    }
+
+    /// For each binade, by the low five bits of its exponent, the bits of a float: added to a value of
+    /// that binade it leaves the code in the low bits of the sum. It is the power of two of
+    /// [`SmallFloat::encode`] and, in units of its last place, the first code of the binade.
+    pub(crate) fn magic_of_binades(self) -> [u32; 32] {
+        let mut table = [0; 32];
+        for binade in (self.smallest_normal..=self.max).step_by(1 << 23) {
+            let first_code = (binade - self.smallest_normal) >> self.shift;
+            table[(binade >> 23 & 31) as usize] = binade + (self.shift << 23) + first_code;
+        }
+        table
+    }
+
+    /// [`SmallFloat::encode`] for 16-bit kinds, where the power of two may overflow: rounds the bits.
+    #[inline(always)]
+    pub(crate) fn encode16(self, x: f32) -> u32 {
+        let bits = x.to_bits();
+        let magnitude = (bits & MAGNITUDE).min(self.max);
+        // Rounding may carry into the exponent, which gives the first code of the next binade.
         let odd = (magnitude >> self.shift) & 1;
-        let normal = (magnitude + odd).wrapping_sub(self.rebias) >> self.shift;
-        let small = (f32::from_bits(magnitude) + self.magic).to_bits().wrapping_sub(self.magic.to_bits());
+        let below_half = (1 << (self.shift - 1)) - 1;
+        let normal = (magnitude + below_half + odd).wrapping_sub(self.smallest_normal - (1 << 23)) >> self.shift;
+        let magic = self.step * 8_388_608.0;
+        let small = (f32::from_bits(magnitude) + magic).to_bits().wrapping_sub(magic.to_bits());
         let code = if magnitude < self.smallest_normal { small } else { normal };
         code | (bits >> 31) << self.sign
     }
 
+    /// The value of a code of a positive finite number.
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "a code has at most 15 bits")]
+    pub(crate) fn decode_finite(self, code: u32) -> f32 {
+        let normal = f32::from_bits((code << self.shift) + (self.smallest_normal - (1 << 23)));
+        let small = code.cast_signed() as f32 * self.step;
+        if code >> (23 - self.shift) == 0 { small } else { normal }
+    }
+
     /// The value of a code.
     #[inline(always)]
-    #[expect(clippy::cast_precision_loss, reason = "a magnitude has at most 15 bits")]
     pub(crate) fn decode(self, code: u32) -> f32 {
         let magnitude = code & ((1 << self.sign) - 1);
-        let normal = f32::from_bits((magnitude << self.shift) + (self.smallest_normal - (1 << 23)));
-        let small = magnitude.cast_signed() as f32 * self.step;
-        let value = if magnitude >> (23 - self.shift) == 0 { small } else { normal };
+        let value = self.decode_finite(magnitude);
         let beyond = if self.ieee && magnitude == self.max_code + 1 { f32::INFINITY } else { f32::NAN };
         let sign = code >> self.sign << 31;
         let signed = |value: f32| f32::from_bits(value.to_bits() | sign);
@@ -261,21 +299,12 @@ impl SmallFloat {
     }
 }
 
-/// Codes of small floats of at most 8 bits.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "codes have at most 8 bits")]
-pub(crate) fn encode_float(x: &[f32], unit: impl Unit, kind: SmallFloat, codes: &mut [u8]) {
-    for (&x, code) in x.iter().zip(codes) {
-        *code = kind.encode(unit.of(x)) as u8;
-    }
-}
-
 /// Casts to a 16-bit float.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "codes have 16 bits")]
 pub(crate) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) {
     for (&x, code) in x.iter().zip(codes.as_chunks_mut::<2>().0) {
-        *code = (kind.encode(x) as u16).to_le_bytes();
+        *code = (kind.encode16(x) as u16).to_le_bytes();
     }
 }
 
@@ -435,10 +464,10 @@ pub(crate) fn store_scales16(scales: &mut [f32], kind: SmallFloat, out: &mut [u8
     for (scale, bytes) in scales.iter_mut().zip(out.as_chunks_mut::<2>().0) {
         // Saturation and overflow part half a step above the largest value; both are refused below.
         let above = scale.to_bits().max(kind.max) - kind.max;
-        let code = kind.encode(*scale);
+        let code = kind.encode16(*scale);
         let code = if code == 0 && *scale != 0.0 { 1 } else { code };
         most = most.max(above);
-        *scale = kind.decode(code);
+        *scale = kind.decode_finite(code);
         *bytes = (code as u16).to_le_bytes();
     }
     most == 0

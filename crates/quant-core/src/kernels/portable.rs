@@ -18,6 +18,21 @@ impl Backend for Portable {
     }
 
     #[inline(always)]
+    fn amax_blocks(self, x: &[f32], group: usize, out: &mut [f32]) {
+        ops::amax_blocks(x, group, out);
+    }
+
+    #[inline(always)]
+    fn range_blocks(self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+        ops::range_blocks(x, group, least, most)
+    }
+
+    #[inline(always)]
+    fn encode_blocks(self, strip: &ops::Strip<'_>, _ahead: usize, codes: &mut [u8]) {
+        ops::encode_blocks(strip, codes);
+    }
+
+    #[inline(always)]
     fn lookup16(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
         ops::lookup16(codes, table, out);
     }
