@@ -1,38 +1,92 @@
 //! How close does decoding come to reading the codes and writing f32?
+//!
+//! `cargo bench -p leanbits-benches --bench decode` runs criterion on every format and then prints
+//! tables beside the floors and peers; `-- --table` prints the tables alone.
 
+use candle_core::quantized::GgmlType;
+use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};
+use criterion::{Criterion, Throughput};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use leanbits_benches::floors::{aligned, widen};
-use leanbits_benches::{Case, interleaved, weights};
+use leanbits_benches::{Case, FORMATS, print_table, weights};
 use quant_core::{Format, PackedTensor, Shaped};
+use std::cell::RefCell;
+use std::time::Duration;
+
+const COLUMNS: usize = 4096;
+/// 64 MiB of f32: more than the caches hold.
+const MANY_ROWS: usize = 4096;
+/// 512 KiB of f32: they stay in the second-level cache.
+const FEW_ROWS: usize = 32;
 
 fn main() {
-    let names = std::env::var("FORMATS").unwrap_or_else(|_| "int8,int8-g32,int8-g128,fp8-e4m3,fp8-e5m2,f16,bf16,mxfp8-e4m3,mxint8,mxfp6-e2m3,mxfp4,nvfp4,nvint4,int4-g32,int4-g128,int4-g128-asym,nf4,int8-asym".into());
-    for (rows, columns, times) in [(4096, 4096, 1), (32, 4096, 100)] {
-        let x = weights(rows * columns);
-        let n = x.len();
-        let tensor = Shaped::new(&x, &[rows, columns]).expect("the shape fits");
-        let codes = vec![1_u8; 2 * n];
-        let stream = times == 1;
-        let mut buffers: Vec<Vec<f32>> = vec![vec![1.0; n + 16]; 1];
-        let buffer = std::cell::RefCell::new(&mut buffers[0]);
-        let mut cases = vec![
-            Case::new("widen 16", n * times, || for _ in 0..times { widen::<16>(&codes, aligned(&mut buffer.borrow_mut(), n), stream) }),
-            Case::new("widen 8", n * times, || for _ in 0..times { widen::<8>(&codes[..n], aligned(&mut buffer.borrow_mut(), n), stream) }),
-            Case::new("widen 4", n * times, || for _ in 0..times { widen::<4>(&codes[..n / 2], aligned(&mut buffer.borrow_mut(), n), stream) }),
-        ];
-        let mut bits = vec![16, 8, 4];
-        for name in names.split(',') {
-            let Ok(format) = name.parse::<Format>() else { println!("unknown {name}"); continue };
-            let packed = PackedTensor::encode(format, &tensor).expect("finite values");
-            bits.push(format.code_bits());
-            let buffer = &buffer;
-            cases.push(Case::new(name, n * times, move || for _ in 0..times { packed.decode_into(aligned(&mut buffer.borrow_mut(), n)).expect("fits") }));
-        }
-        let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(9);
-        let speeds = interleaved(&mut cases, rounds);
-        println!("{rows} x {columns}");
-        for (i, case) in cases.iter().enumerate() {
-            let floor = match bits[i] { 16 => speeds[0], 8 | 6 => speeds[1], _ => speeds[2] };
-            println!("{:16} {:6.2} GB/s  {:.2}", case.name, speeds[i], speeds[i] / floor);
-        }
+    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("no pool was started before");
+    let x = weights(MANY_ROWS * COLUMNS);
+    if !std::env::args().any(|argument| argument == "--table") {
+        criterion(&x);
     }
+    table(&x, "Decode, 64 MiB of f32, one thread, GB/s of f32 written", 1);
+    table(&x[..FEW_ROWS * COLUMNS], "Decode, 512 KiB of f32, one thread, GB/s of f32 written", 64);
+}
+
+fn encode(x: &[f32], name: &str) -> PackedTensor<'static> {
+    let format: Format = name.parse().expect("the table names formats that exist");
+    let tensor = Shaped::new(x, &[x.len() / COLUMNS, COLUMNS]).expect("the shape fits");
+    PackedTensor::encode(format, &tensor).expect("finite values")
+}
+
+fn criterion(x: &[f32]) {
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500))
+        .configure_from_args();
+    let mut out = vec![1.0; x.len()];
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Bytes(size_of_val(x) as u64));
+    for (name, ..) in FORMATS {
+        let packed = encode(x, name);
+        group.bench_function(*name, |bencher| bencher.iter(|| packed.decode_into(&mut out).expect("the output fits")));
+    }
+    group.finish();
+    criterion.final_summary();
+}
+
+/// Each run decodes `times` times.
+fn table(x: &[f32], title: &str, times: usize) {
+    let n = x.len();
+    let stream = times == 1;
+    let codes = vec![1_u8; 2 * n];
+    let buffer = RefCell::new(vec![1.0_f32; n + 16]);
+    let into = |decode: &dyn Fn(&mut [f32])| {
+        let mut buffer = buffer.borrow_mut();
+        let out = aligned(&mut buffer, n);
+        for _ in 0..times {
+            decode(out);
+        }
+    };
+    let (mut q8, mut q4) = (vec![BlockQ8_0::zeros(); n / 32], vec![BlockQ4_0::zeros(); n / 32]);
+    BlockQ8_0::from_float(x, &mut q8);
+    BlockQ4_0::from_float(x, &mut q4);
+    let (mut halves, mut brains) = (vec![f16::ONE; n], vec![bf16::ONE; n]);
+    halves.convert_from_f32_slice(x);
+    brains.convert_from_f32_slice(x);
+    let total = n * times;
+    let mut cases = vec![
+        Case::floor("widen 16 bits", 16, total, || into(&|out| widen::<16>(&codes, out, stream))),
+        Case::floor("widen 8 bits", 8, total, || into(&|out| widen::<8>(&codes[..n], out, stream))),
+        Case::floor("widen 4 bits", 4, total, || into(&|out| widen::<4>(&codes[..n / 2], out, stream))),
+        Case::peer("candle Q8_0", "int8-g32", total, || into(&|out| BlockQ8_0::to_float(&q8, out))),
+        Case::peer("candle Q4_0", "int4-g32", total, || into(&|out| BlockQ4_0::to_float(&q4, out))),
+        Case::peer("half f16", "f16", total, || into(&|out| halves.convert_to_f32_slice(out))),
+        Case::peer("half bf16", "bf16", total, || into(&|out| brains.convert_to_f32_slice(out))),
+    ];
+    for &(name, floor) in FORMATS {
+        let packed = encode(x, name);
+        cases.push(Case::ours(name, floor, total, move || {
+            into(&|out| packed.decode_into(out).expect("the output fits"));
+        }));
+    }
+    print_table(title, &mut cases, 15);
 }

@@ -1,38 +1,80 @@
 //! How close does encoding come to reading the values and writing so many bits?
+//!
+//! `cargo bench -p leanbits-benches --bench encode` runs criterion on every format and then prints a
+//! table beside the floors and peers; `-- --table` prints the table alone.
 
+use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};
+use candle_core::quantized::{GgmlDType, GgmlType};
+use criterion::{Criterion, Throughput};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use leanbits_benches::floors::{aligned, narrow4, narrow8, narrow16, read};
-use leanbits_benches::{Case, interleaved, weights};
+use leanbits_benches::{Case, FORMATS, print_table, weights};
 use quant_core::{EncodeOptions, Format, PackedTensor, Shaped};
+use std::hint::black_box;
+use std::time::Duration;
 
+/// 64 MiB of f32: more than the caches hold.
+const ROWS: usize = 4096;
+const COLUMNS: usize = 4096;
 
-#[allow(non_snake_case)]
 fn main() {
-    let ROWS: usize = std::env::var("ROWS").ok().and_then(|r| r.parse().ok()).unwrap_or(4096); let COLUMNS = 4096;
+    rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("no pool was started before");
     let x = weights(ROWS * COLUMNS);
+    if !std::env::args().any(|argument| argument == "--table") {
+        criterion(&x);
+    }
+    table(&x);
+}
+
+fn format(name: &str) -> Format {
+    name.parse().expect("the table names formats that exist")
+}
+
+fn criterion(x: &[f32]) {
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500))
+        .configure_from_args();
+    let tensor = Shaped::new(x, &[ROWS, COLUMNS]).expect("the shape fits");
+    let mut group = criterion.benchmark_group("encode");
+    group.throughput(Throughput::Bytes(size_of_val(x) as u64));
+    for (name, ..) in FORMATS {
+        let mut packed = PackedTensor::encode(format(name), &tensor).expect("finite values");
+        group.bench_function(*name, |bencher| {
+            bencher.iter(|| packed.encode_again(&tensor, EncodeOptions::default()).expect("finite values"));
+        });
+    }
+    group.finish();
+    criterion.final_summary();
+}
+
+fn table(x: &[f32]) {
     let n = x.len();
-    let (mut b8, mut b4, mut b16) = (vec![1_u8; n + 64], vec![1_u8; n / 2 + 64], vec![1_u8; 2 * n + 64]);
-    let names = std::env::var("FORMATS").unwrap_or_else(|_| "int8,int8-g32,int8-g128,fp8-e4m3,fp8-e5m2,fp8-e4m3-cast,f16,bf16,mxfp8-e4m3,mxint8,mxfp6-e2m3,mxfp4,nvfp4,nvint4,int4-g32,int4-g128,int4-g128-asym,nf4,af4,int8-asym".into());
-    let tensor = Shaped::new(&x, &[ROWS, COLUMNS]).expect("the shape fits");
+    let tensor = Shaped::new(x, &[ROWS, COLUMNS]).expect("the shape fits");
+    let (mut b16, mut b8, mut b4) = (vec![1_u8; 2 * n + 64], vec![1_u8; n + 64], vec![1_u8; n / 2 + 64]);
+    let (mut q8, mut q4) = (vec![BlockQ8_0::zeros(); n / 32], vec![BlockQ4_0::zeros(); n / 32]);
+    let (mut halves, mut brains) = (vec![f16::ONE; n], vec![bf16::ONE; n]);
+    assert_eq!(BlockQ8_0::DTYPE, GgmlDType::Q8_0, "the peer of int8-g32");
     let mut cases = vec![
-        Case::new("read", n, || { std::hint::black_box(read(&x)); }),
-        Case::new("narrow 16", n, || narrow16(&x, aligned(&mut b16, 2 * n))),
-        Case::new("narrow 8", n, || narrow8(&x, aligned(&mut b8, n))),
-        Case::new("narrow 4", n, || narrow4(&x, aligned(&mut b4, n / 2))),
+        Case::floor("read", 0, n, || {
+            black_box(read(x));
+        }),
+        Case::floor("narrow to 16 bits", 16, n, || narrow16(x, aligned(&mut b16, 2 * n))),
+        Case::floor("narrow to 8 bits", 8, n, || narrow8(x, aligned(&mut b8, n))),
+        Case::floor("narrow to 4 bits", 4, n, || narrow4(x, aligned(&mut b4, n / 2))),
+        Case::peer("candle Q8_0", "int8-g32", n, || BlockQ8_0::from_float(x, &mut q8)),
+        Case::peer("candle Q4_0", "int4-g32", n, || BlockQ4_0::from_float(x, &mut q4)),
+        Case::peer("half f16", "f16", n, || halves.convert_from_f32_slice(x)),
+        Case::peer("half bf16", "bf16", n, || brains.convert_from_f32_slice(x)),
     ];
-    let mut bits = vec![0, 16, 8, 4];
-    for name in names.split(',') {
-        let Ok(format) = name.parse::<Format>() else { println!("unknown {name}"); continue };
-        let mut packed = PackedTensor::encode(format, &tensor).expect("finite values");
-        bits.push(format.code_bits());
+    for &(name, floor) in FORMATS {
+        let mut packed = PackedTensor::encode(format(name), &tensor).expect("finite values");
         let tensor = &tensor;
-        cases.push(Case::new(name, n, move || packed.encode_again(tensor, EncodeOptions::default()).expect("finite")));
+        cases.push(Case::ours(name, floor, n, move || {
+            packed.encode_again(tensor, EncodeOptions::default()).expect("finite values");
+        }));
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
-    let _ = pool;
-    let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(9);
-    let speeds = interleaved(&mut cases, rounds);
-    for (i, case) in cases.iter().enumerate() {
-        let floor = match bits[i] { 16 => speeds[1], 8 | 6 => speeds[2], 0 => speeds[0], _ => speeds[3] };
-        println!("{:16} {:6.2} GB/s  {:.2}", case.name, speeds[i], speeds[i] / floor);
-    }
+    print_table("Encode, 64 MiB of f32, one thread, GB/s of f32 read", &mut cases, 15);
 }

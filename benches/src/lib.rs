@@ -8,22 +8,86 @@ pub mod floors;
 use std::sync::LazyLock;
 use std::time::Instant;
 
+/// Formats of the tables, and the bits of the floor each is compared with.
+pub const FORMATS: &[(&str, u32)] = &[
+    ("int8", 8),
+    ("int8-g32", 8),
+    ("int8-g128", 8),
+    ("int8-asym", 8),
+    ("int4-g32", 4),
+    ("int4-g128", 4),
+    ("int4-g128-asym", 4),
+    ("fp8-e4m3", 8),
+    ("fp8-e4m3-cast", 8),
+    ("fp8-e5m2-cast", 8),
+    ("f16", 16),
+    ("bf16", 16),
+    ("mxfp8-e4m3", 8),
+    ("mxfp8-e5m2", 8),
+    ("mxint8", 8),
+    ("mxfp6-e2m3", 8),
+    ("mxfp4", 4),
+    ("nvfp4", 4),
+    ("nvint4", 4),
+    ("nf4", 4),
+];
+
+/// What a case is to the others of its table.
+enum Role {
+    /// The least work for codes of so many bits; 0 for none.
+    Floor(u32),
+    /// Somebody else's way to do what the named case does.
+    Peer(&'static str),
+    /// Ours, compared with the floor of so many bits.
+    Ours(u32),
+}
+
 /// A piece of work with a name and the gigabytes that it is counted as.
 pub struct Case<'a> {
-    /// Name, first column of the table.
-    pub name: String,
-    /// Gigabytes that one run is counted as: the f32 side.
-    pub gigabytes: f64,
-    /// Runs it once.
-    pub run: Box<dyn FnMut() + 'a>,
+    name: &'static str,
+    role: Role,
+    gigabytes: f64,
+    run: Box<dyn FnMut() + 'a>,
 }
 
 impl<'a> Case<'a> {
-    /// A case that is counted as `elements` f32 values.
-    pub fn new(name: impl Into<String>, elements: usize, run: impl FnMut() + 'a) -> Self {
+    fn new(name: &'static str, role: Role, elements: usize, run: impl FnMut() + 'a) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "sizes of benchmarks")]
         let gigabytes = 4.0 * elements as f64 / 1e9;
-        Self { name: name.into(), gigabytes, run: Box::new(run) }
+        Self { name, role, gigabytes, run: Box::new(run) }
+    }
+
+    /// The least work for codes of `bits` bits.
+    pub fn floor(name: &'static str, bits: u32, elements: usize, run: impl FnMut() + 'a) -> Self {
+        Self::new(name, Role::Floor(bits), elements, run)
+    }
+
+    /// Somebody else's way to do what the case `of` does.
+    pub fn peer(name: &'static str, of: &'static str, elements: usize, run: impl FnMut() + 'a) -> Self {
+        Self::new(name, Role::Peer(of), elements, run)
+    }
+
+    /// Our way, compared with the floor of `bits` bits.
+    pub fn ours(name: &'static str, bits: u32, elements: usize, run: impl FnMut() + 'a) -> Self {
+        Self::new(name, Role::Ours(bits), elements, run)
+    }
+}
+
+/// Measures all cases and prints them as a Markdown table with the ratios to floor and peer.
+pub fn print_table(title: &str, cases: &mut [Case<'_>], rounds: usize) {
+    let speeds = interleaved(cases, rounds);
+    let find = |is: &dyn Fn(&Case<'_>) -> bool| cases.iter().position(is).map(|i| speeds[i]);
+    println!("\n{title}\n\n| | GB/s | us / floor | us / peer |\n|---|---|---|---|");
+    for (case, &speed) in cases.iter().zip(&speeds) {
+        let (floor, peer) = match case.role {
+            Role::Ours(bits) => (
+                find(&|c| matches!(c.role, Role::Floor(b) if b == bits)),
+                find(&|c| matches!(c.role, Role::Peer(of) if of == case.name)),
+            ),
+            _ => (None, None),
+        };
+        let ratio = |other: Option<f64>| other.map_or(String::new(), |other| format!("{:.2}", speed / other));
+        println!("| {} | {speed:.2} | {} | {} |", case.name, ratio(floor), ratio(peer));
     }
 }
 
@@ -33,11 +97,8 @@ impl<'a> Case<'a> {
 /// Time is that which the thread had a core, so that other programs cost as little as possible; what
 /// they do to caches and memory remains, hence the faster half.
 ///
-/// # Panics
-///
-/// When `rounds` is zero.
-#[must_use]
-pub fn interleaved(cases: &mut [Case<'_>], rounds: usize) -> Vec<f64> {
+/// `rounds` is not zero.
+fn interleaved(cases: &mut [Case<'_>], rounds: usize) -> Vec<f64> {
     assert!(rounds > 0, "nothing to take the mean of");
     let mut samples = vec![Vec::new(); cases.len()];
     for round in 0..=rounds {
