@@ -22,6 +22,8 @@ pub(crate) struct Captions<'a> {
 }
 
 const SIZE: (u32, u32) = (960, 600);
+/// Width of the strip on the right in which kinds of tensors are named.
+const LEGEND: u32 = 130;
 const INK: RGBColor = RGBColor(34, 40, 49);
 const FAINT: RGBColor = RGBColor(214, 219, 225);
 const FRONT: RGBColor = RGBColor(0, 114, 178);
@@ -250,7 +252,7 @@ fn draw_tensor_errors(svg: &mut String, captions: Captions<'_>, points: &[Tensor
     let series = |kind: &str| kinds.iter().position(|k| *k == kind).unwrap_or(named).min(SERIES.len() - 1);
     let mut chart = ChartBuilder::on(&root)
         .margin(18)
-        .margin_right(28)
+        .margin_right(LEGEND)
         .caption(captions.title, ("sans-serif", 22).into_font().color(&INK))
         .x_label_area_size(46)
         .y_label_area_size(70)
@@ -269,20 +271,17 @@ fn draw_tensor_errors(svg: &mut String, captions: Captions<'_>, points: &[Tensor
         .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
         .draw()?;
     let entries = if kinds.len() > named { named + 1 } else { named };
-    for entry in 0..entries {
-        let colour = SERIES[entry];
+    let ink = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+    let left = i32::try_from(SIZE.0 - LEGEND).unwrap_or(i32::MAX);
+    let mut top = 66;
+    for (entry, colour) in SERIES.iter().enumerate().take(entries) {
         let of_entry = finite().filter(|(_, p)| series(&p.kind) == entry);
-        let dots = of_entry.map(|(at, p)| Circle::new((at as f64, p.sqnr_db), 4, colour.filled()));
+        chart.draw_series(of_entry.map(|(at, p)| Circle::new((at as f64, p.sqnr_db), 4, colour.filled())))?;
         let label = if entry < named { kinds[entry] } else { "other" };
-        chart.draw_series(dots)?.label(label).legend(move |(x, y)| Circle::new((x + 10, y), 4, colour.filled()));
+        root.draw(&Circle::new((left, top), 4, colour.filled()))?;
+        root.draw(&Text::new(label.to_owned(), (left + 12, top), ink.clone()))?;
+        top += 22;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(FAINT)
-        .label_font(("sans-serif", 14).into_font().color(&INK))
-        .draw()?;
     root.present()
 }
 
@@ -296,6 +295,7 @@ fn number(value: f64) -> String {
         size if size >= 100.0 || size == 0.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 0.1 => format!("{value:.2}"),
+        size if size >= 1e-5 => format!("{value:.6}"),
         _ => return format!("{value:.1e}"),
     };
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }

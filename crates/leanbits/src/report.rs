@@ -115,6 +115,21 @@ fn kind(name: &str) -> String {
     }
 }
 
+/// A key under which numbers in names are sorted as numbers.
+fn natural(name: &str) -> Vec<(String, u64)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, after) = rest.split_at(text_end);
+        let digits = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+        let (number, after) = after.split_at(digits);
+        key.push((text.to_owned(), number.parse().unwrap_or(0)));
+        rest = after;
+    }
+    key
+}
+
 /// How many tensors were stored in one way for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleLine {
@@ -214,14 +229,15 @@ impl CompressReport {
     /// Signal to noise of every quantized tensor as an SVG picture.
     #[must_use]
     pub fn to_svg(&self) -> String {
-        let points: Vec<TensorPoint> = self
-            .tensors
+        let mut tensors: Vec<&TensorReport> = self.tensors.iter().collect();
+        // Files are sorted by name, where layer 10 comes before layer 2.
+        tensors.sort_by_key(|tensor| natural(&tensor.name));
+        let points: Vec<TensorPoint> = tensors
             .iter()
             .filter_map(|t| t.sqnr_db.map(|sqnr_db| TensorPoint { kind: kind(&t.name), sqnr_db }))
             .collect();
         let title = format!("Error of every quantized tensor ({:.3} bits per weight)", self.bits_per_weight);
-        let captions =
-            Captions { title: &title, x: "tensor, in the order of the model", y: "SQNR in dB (higher is better)" };
+        let captions = Captions { title: &title, x: "tensor, layer by layer", y: "SQNR in dB (higher is better)" };
         tensor_errors(captions, &points)
     }
 
@@ -281,4 +297,22 @@ pub(crate) fn tensor_table(tensors: &[TensorReport]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_sorted_by_their_numbers() {
+        let mut names = ["layers.10.a", "layers.2.b", "layers.2.a", "embed", "layers.1.z"];
+        names.sort_by_key(|name| natural(name));
+        assert_eq!(names, ["embed", "layers.1.z", "layers.2.a", "layers.2.b", "layers.10.a"], "2 before 10");
+    }
+
+    #[test]
+    fn the_kind_of_a_tensor_is_the_last_word_that_is_no_number() {
+        assert_eq!(kind("model.layers.3.self_attn.q_proj.weight"), "q_proj", "a linear");
+        assert_eq!(kind("experts.7.w1"), "w1", "a bare parameter");
+    }
 }
