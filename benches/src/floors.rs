@@ -45,7 +45,7 @@ pub fn narrow4(x: &[f32], out: &mut [u8]) {
         return unsafe { narrow_avx512::<4>(x, out) };
     }
     for (pair, out) in x.as_chunks::<2>().0.iter().zip(out) {
-        *out = (pair[0].to_bits() >> 28) as u8 | (pair[1].to_bits() >> 28 << 4) as u8;
+        *out = (pair[0].to_le_bytes()[3] >> 4) | (pair[1].to_le_bytes()[3] & 0xf0);
     }
 }
 
@@ -113,8 +113,7 @@ fn narrow_avx512<const BITS: usize>(x: &[f32], out: &mut [u8]) {
     assert!(out.len() >= x.len() / 128 * 16 * BITS, "the output must hold all codes");
     for (lines, out) in x.as_chunks::<128>().0.iter().zip(out.chunks_exact_mut(16 * BITS)) {
         for i in 0..8 {
-            // SAFETY: a prefetch reads nothing and faults on no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(lines.as_ptr().cast::<i8>().wrapping_add(AHEAD + 64 * i)) };
+            _mm_prefetch::<_MM_HINT_T0>(lines.as_ptr().cast::<i8>().wrapping_add(AHEAD + 64 * i));
         }
         let put = |at: usize, v: __m512i, out: &mut [u8]| {
             // SAFETY: 64 bytes of `out` from `at` on; it and `at` are multiples of 64.

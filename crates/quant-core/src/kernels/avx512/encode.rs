@@ -24,8 +24,8 @@ const INT_INSIDE: u8 = 3;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub(super) fn encode_blocks(strip: &Strip<'_>, ahead: usize, codes: &mut [u8]) {
     match (strip.element, strip.unit) {
-        _ if !strip.group.is_multiple_of(16) && strip.group < strip.x.len() => ops::encode_blocks(strip, codes),
-        (_, Unit::Divide) if !divides_exactly(strip) => ops::encode_blocks(strip, codes),
+        _ if !strip.group.is_multiple_of(16) && strip.group < strip.x.len() => any_blocks(strip, codes),
+        (_, Unit::Divide) if !divides_exactly(strip) => any_blocks(strip, codes),
         (Element::Int { .. }, Unit::Multiply) => walk::<MULTIPLY, INT>(strip, ahead, codes),
         (Element::Int { low, high, .. }, Unit::Divide) if strip.reach < high.min(-low) + 0.499 => {
             walk::<QUOTIENT, INT_INSIDE>(strip, ahead, codes);
@@ -36,7 +36,7 @@ pub(super) fn encode_blocks(strip: &Strip<'_>, ahead: usize, codes: &mut [u8]) {
         (Element::Float(_), Unit::Multiply) => walk::<MULTIPLY, FLOAT>(strip, ahead, codes),
         (Element::Float(_), Unit::MultiplyPositiveZero) => walk::<MULTIPLY_POSITIVE_ZERO, FLOAT>(strip, ahead, codes),
         (Element::Float(_), Unit::Divide) => walk::<QUOTIENT, FLOAT>(strip, ahead, codes),
-        (Element::Int { .. }, _) => ops::encode_blocks(strip, codes),
+        (Element::Int { .. }, _) => any_blocks(strip, codes),
     }
 }
 
@@ -108,6 +108,20 @@ struct Constants {
     high_bytes: __m512i,
 }
 
+/// What no other function here covers. Not inlined: it is compiled once, not once a caller.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn any_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
+    ops::encode_blocks(strip, codes);
+}
+
+/// Fewer than 16 values at the end of a block. Not inlined, as above.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn tail_of_block(strip: &Strip<'_>, x: &[f32], block: usize, codes: &mut [u8]) {
+    ops::encode_block(strip, x, strip.scales[block], strip.zeros[block], codes);
+}
+
 /// The strip in pieces of 64 values where blocks allow it, else of 16, else value by value.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
@@ -171,7 +185,7 @@ fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, ahead: usize, codes: 
     }
     if !tail.is_empty() {
         let block = (strip.x.len() - 1) / strip.group;
-        ops::encode_block(strip, tail, strip.scales[block], strip.zeros[block], code_tail);
+        tail_of_block(strip, tail, block, code_tail);
     }
 }
 
