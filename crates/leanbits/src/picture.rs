@@ -272,7 +272,7 @@ fn draw_tensor_errors(svg: &mut String, captions: Captions<'_>, points: &[Tensor
         .draw()?;
     let entries = if kinds.len() > named { named + 1 } else { named };
     let ink = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
-    let left = i32::try_from(SIZE.0 - LEGEND).unwrap_or(i32::MAX);
+    let left = i32::try_from(SIZE.0 - LEGEND + 18).unwrap_or(i32::MAX);
     let mut top = 66;
     for (entry, colour) in SERIES.iter().enumerate().take(entries) {
         let of_entry = finite().filter(|(_, p)| series(&p.kind) == entry);
