@@ -1,7 +1,7 @@
 //! Fast encoding and decoding of the common formats, bit-identical to [`FormatGrid`](crate::FormatGrid).
 //!
-//! The loops are written once, in [`ops`], in a form that compilers turn into vector code; a
-//! [`Backend`] compiles them for an instruction set and adds the few operations that need
+//! The loops are written once, in `ops`, in a form that compilers turn into vector code; a
+//! `Backend` compiles them for an instruction set and adds the few operations that need
 //! instructions by name (stores past the caches, prefetch, table lookups). The instruction set is
 //! chosen when an operation starts; what no kernel covers takes the plain path of `packed.rs`,
 //! which is also the oracle of the tests.
