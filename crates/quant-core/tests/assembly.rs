@@ -206,3 +206,18 @@ fn scales_that_do_not_fit_their_type_are_errors() {
     assert_eq!(tiny.params(0, 0).scale_code, 1);
     assert_eq!(tiny.decode(), [2.0 * 2_f32.powi(-24), -2_f32.powi(-24)]);
 }
+
+#[test]
+fn reserved_one_byte_scales_are_refused_wherever_they_stand() {
+    let values: Vec<f32> = (0..96_u8).map(|i| f32::from(i) - 40.0).collect();
+    for (format, reserved) in [(Format::MXFP4, 0xff_u8), (Format::NVFP4, 0x7f), (Format::NVFP4, 0xff)] {
+        let packed = PackedTensor::encode(format, &Shaped::new(&values, &[1, 96]).unwrap()).unwrap();
+        for block in 0..packed.scales().len() {
+            let mut scales = packed.scales().to_vec();
+            scales[block] = reserved;
+            let (codes, second) = (packed.codes().to_vec(), packed.second().to_vec());
+            let lent = PackedTensor::from_sections(format, &[1, 96], codes, scales, Vec::new(), second);
+            assert!(matches!(lent, Err(Error::ReservedScale { block: at, .. }) if at == block), "{format} {block}");
+        }
+    }
+}
