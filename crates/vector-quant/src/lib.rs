@@ -1,0 +1,3 @@
+//! Vector quantization of weights: k-means, GPTVQ, PCDVQ, E8P, RWKVQuant.
+
+#![forbid(unsafe_code)]

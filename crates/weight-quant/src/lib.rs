@@ -1,0 +1,3 @@
+//! Post-training quantization of weights: RTN, MSE clip, GPTQ, AWQ, SmoothQuant, one file a method.
+
+#![forbid(unsafe_code)]
