@@ -1,3 +1,38 @@
-//! What calibration gathers: channel ranges, moments, Gram matrices, token samples, expert counts.
+//! What calibration gathers: Gram matrices, ranges and moments of channels, quantiles, samples of tokens.
+//!
+//! A quantization method says what it [`Needs`]; a pipeline feeds the inputs of the model's linears, batch by batch, to
+//! [`Statistics`], and hands those to the method.
+//!
+//! ```
+//! use quant_calib::{Needs, Statistics};
+//!
+//! let mut statistics = Statistics::new(3, &Needs { channels: true, ..Needs::gram() })?;
+//! for batch in [[1.0, 2.0, 0.0, -1.0, 4.0, 0.0], [0.5, -2.0, 0.0, 1.0, 1.0, 0.0]] {
+//!     statistics.add(&batch, None)?; // two tokens of three channels
+//! }
+//! if let (Some(gram), Some(channels)) = (statistics.gram(), statistics.channels()) {
+//!     assert_eq!(gram.matrix()[[1, 1]], 25.0);
+//!     assert_eq!(channels.abs_mean(), [0.875, 2.25, 0.0]);
+//! }
+//! assert_eq!(statistics.dead_channels(), Some(vec![2]));
+//! # Ok::<(), quant_calib::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
+
+mod channels;
+mod error;
+mod gram;
+mod needs;
+mod quantiles;
+mod reservoir;
+mod rows;
+mod statistics;
+
+pub use channels::ChannelStats;
+pub use error::Error;
+pub use gram::Gram;
+pub use needs::{GatePower, Needs, QuantileNeeds};
+pub use quantiles::QuantileSketch;
+pub use reservoir::Reservoir;
+pub use statistics::Statistics;
