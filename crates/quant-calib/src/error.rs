@@ -78,4 +78,109 @@ pub enum Error {
         /// The most there are.
         most: u32,
     },
+    /// A batch of a named input was refused.
+    #[error("input {name}, batch {batch}: {source}")]
+    Input {
+        /// The linear, layer or cache whose input it is.
+        name: String,
+        /// Batches of this input that were added before.
+        batch: u64,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// Nothing was declared under this name.
+    #[error("nothing is gathered for {name}; declare it before calibration runs")]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// A name was declared before in another way, or tokens were already gathered for it.
+    #[error("{name} cannot be declared: {reason}")]
+    Declared {
+        /// The name.
+        name: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A router that sends each token to no expert, or to more than there are.
+    #[error("a router cannot choose {top_k} of {experts} experts")]
+    Router {
+        /// Experts of the layer.
+        experts: usize,
+        /// Experts a token is sent to.
+        top_k: usize,
+    },
+    /// A token is sent to an expert that does not exist.
+    #[error("token {row} is sent to expert {expert}; the layer has {experts}")]
+    Expert {
+        /// Token within the batch.
+        row: usize,
+        /// Expert it is sent to.
+        expert: u32,
+        /// Experts of the layer.
+        experts: usize,
+    },
+    /// A token is sent to one expert twice.
+    #[error("token {row} is sent to expert {expert} twice")]
+    RepeatedExpert {
+        /// Token within the batch.
+        row: usize,
+        /// The expert.
+        expert: u32,
+    },
+    /// A calibration set without tokens.
+    #[error("a calibration set needs at least one window, and each at least one token; window {window} is empty")]
+    EmptySet {
+        /// The first empty window; 0 for a set without windows.
+        window: usize,
+    },
+    /// A text is too short for the windows that are to be cut from it.
+    #[error("{found} tokens are too few: {windows} windows of {length} need {needed}")]
+    ShortText {
+        /// Windows asked for.
+        windows: usize,
+        /// Tokens in each.
+        length: usize,
+        /// Tokens needed.
+        needed: usize,
+        /// Tokens given.
+        found: usize,
+    },
+    /// A token is not in the model's vocabulary.
+    #[error(
+        "window {window}, position {position}: token {token} is not below {vocabulary}, the size of the vocabulary"
+    )]
+    Token {
+        /// The window.
+        window: usize,
+        /// Position within the window.
+        position: usize,
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// The hash that was stored with a calibration set is not that of its tokens.
+    #[error("the calibration set has the hash {found:016x}, but {expected:016x} was stored with it")]
+    Hash {
+        /// Stored.
+        expected: u64,
+        /// Computed.
+        found: u64,
+    },
+    /// Saved statistics cannot be read, or cannot be what calibration gives.
+    #[error("saved statistics, {item}: {reason}")]
+    Stored {
+        /// The tensor or entry.
+        item: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Names the input and the batch.
+    pub(crate) fn of_input(self, name: &str, batch: u64) -> Self {
+        Self::Input { name: name.to_owned(), batch, source: Box::new(self) }
+    }
 }

@@ -40,11 +40,11 @@ const TILE: usize = 256;
 pub struct Gram {
     features: usize,
     tokens: u64,
-    weight_sum: f64,
+    pub(crate) weight_sum: f64,
     /// The tiles on and above the diagonal, one after the other; empty before the first block is full.
-    sums: Vec<f64>,
+    pub(crate) sums: Vec<f64>,
     /// Weighted rows of the block that is not full yet.
-    pending: Vec<f32>,
+    pub(crate) pending: Vec<f32>,
 }
 
 /// A rectangle of the matrix.
@@ -192,6 +192,25 @@ impl Gram {
         Ok(sum)
     }
 
+    /// Puts together what was stored; `None` when the sizes do not fit each other.
+    pub(crate) fn from_parts(
+        features: usize,
+        tokens: u64,
+        weight_sum: f64,
+        sums: Vec<f64>,
+        pending: Vec<f32>,
+    ) -> Option<Self> {
+        let waiting = pending.len().checked_div(features).unwrap_or(0);
+        let complete = sums.is_empty() || stored_length(features) == Some(sums.len());
+        (complete && waiting < BLOCK && waiting as u64 <= tokens).then_some(Self {
+            features,
+            tokens,
+            weight_sum,
+            sums,
+            pending,
+        })
+    }
+
     /// Takes weighted rows into blocks.
     fn append(&mut self, mut rows: &[f32]) -> Result<(), Error> {
         let full = BLOCK.checked_mul(self.features).ok_or(Error::TooLarge { features: self.features })?;
@@ -213,8 +232,7 @@ impl Gram {
     fn allocate(&mut self) -> Result<(), Error> {
         if self.sums.is_empty() {
             let too_large = || Error::TooLarge { features: self.features };
-            self.features.checked_mul(self.features).ok_or_else(too_large)?;
-            let length = tiles(self.features).map(|tile| tile.len()).sum();
+            let length = stored_length(self.features).ok_or_else(too_large)?;
             self.sums.try_reserve_exact(length).map_err(|_| too_large())?;
             self.sums.resize(length, 0.0);
         }
@@ -275,6 +293,13 @@ fn weighted(rows: &Rows<'_>) -> Result<Vec<f32>, Error> {
         }
     }
     Ok(scaled)
+}
+
+/// Elements of all tiles: half the square of the features and the lower halves of the tiles on the diagonal.
+fn stored_length(features: usize) -> Option<usize> {
+    let last = features % TILE;
+    let on_diagonal = (features / TILE).checked_mul(TILE * TILE)?.checked_add(last * last)?;
+    Some(features.checked_mul(features)?.checked_add(on_diagonal)? / 2)
 }
 
 /// Scales the block by the power of two that brings its largest magnitude near 1; returns it and what a product of the

@@ -21,18 +21,29 @@
 #![forbid(unsafe_code)]
 
 mod channels;
+mod coverage;
 mod error;
+mod experts;
+mod gatherer;
 mod gram;
+mod kv;
 mod needs;
 mod quantiles;
 mod reservoir;
 mod rows;
+mod set;
 mod statistics;
+mod store;
 
 pub use channels::ChannelStats;
+pub use coverage::{Coverage, ExpertCoverage, InputCoverage};
 pub use error::Error;
+pub use experts::ExpertCounts;
+pub use gatherer::Gatherer;
 pub use gram::Gram;
+pub use kv::{KvStatistics, KvStream};
 pub use needs::{GatePower, Needs, QuantileNeeds};
 pub use quantiles::QuantileSketch;
 pub use reservoir::Reservoir;
+pub use set::{CalibrationSet, WindowChoice, WindowConfig};
 pub use statistics::Statistics;

@@ -9,7 +9,7 @@ pub(crate) const SKETCH_BITS: u32 = 5;
 /// The most bits a sketch may have.
 const MOST_BITS: u32 = 12;
 /// Bits of a significand that are stored in an f32.
-const SIGNIFICAND: u32 = 23;
+pub(crate) const SIGNIFICAND: u32 = 23;
 
 /// Quantiles of each channel of an input, or of all its values together, to a relative error of `2^-(bits + 1)`.
 ///

@@ -164,4 +164,10 @@ impl Reservoir {
             self.kept.pop_last();
         }
     }
+
+    /// Puts the stream where it was after `drawn` numbers.
+    pub(crate) fn resume(&mut self, drawn: u64) {
+        self.drawn = drawn;
+        self.numbers.set_word_pos(2 * u128::from(drawn));
+    }
 }
