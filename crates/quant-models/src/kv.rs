@@ -126,11 +126,47 @@ impl KvCache for PlainKvCache {
     }
 }
 
-/// The caches of all layers of one text.
+/// What one layer of a recurrent model remembers of a text: as much for a long one as for a short one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecurrentState {
+    pub(crate) tokens: usize,
+    pub(crate) mixer_shift: Vec<f32>,
+    pub(crate) channel_shift: Vec<f32>,
+    pub(crate) matrices: Vec<f32>,
+}
+
+impl RecurrentState {
+    /// The state before the first token: zeros.
+    pub(crate) fn new(config: &Config) -> Self {
+        let zeros = || vec![0.0; config.hidden_size];
+        let matrices = vec![0.0; config.heads * config.head_dim * config.head_dim];
+        Self { tokens: 0, mixer_shift: zeros(), channel_shift: zeros(), matrices }
+    }
+
+    /// Tokens read.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Each head's matrix, row-major `[heads, size, size]`: rows are values and columns keys in RWKV-7, the other way
+    /// round in RWKV-6.
+    #[must_use]
+    pub fn matrices(&self) -> &[f32] {
+        &self.matrices
+    }
+
+    fn bytes(&self) -> u64 {
+        (size_of::<f32>() * (self.mixer_shift.len() + self.channel_shift.len() + self.matrices.len())) as u64
+    }
+}
+
+/// What all layers remember of one text: a cache each, or the state of a recurrence.
 #[derive(Debug)]
 pub struct KvState {
     layers: Vec<Box<dyn KvCache>>,
     scratch: KvScratch,
+    recurrent: Vec<RecurrentState>,
 }
 
 impl KvState {
@@ -140,16 +176,24 @@ impl KvState {
         Self::with(config, |_, geometry| Box::new(PlainKvCache::new(geometry)))
     }
 
-    /// Caches of any kind; `make` is called with each layer's index and sizes.
+    /// Caches of any kind; `make` is called with each layer's index and sizes. A recurrent model has no caches: its
+    /// states are f32, and `make` is not called.
     pub fn with(config: &Config, mut make: impl FnMut(usize, KvGeometry) -> Box<dyn KvCache>) -> Self {
-        let geometry = config.kv_geometry();
-        Self { layers: (0..config.layers).map(|layer| make(layer, geometry)).collect(), scratch: KvScratch::default() }
+        let (geometry, scratch) = (config.kv_geometry(), KvScratch::default());
+        if config.rwkv.is_some() {
+            let recurrent = (0..config.layers).map(|_| RecurrentState::new(config)).collect();
+            return Self { layers: Vec::new(), scratch, recurrent };
+        }
+        Self { layers: (0..config.layers).map(|layer| make(layer, geometry)).collect(), scratch, recurrent: Vec::new() }
     }
 
     /// Tokens held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.len())
+        match self.layers.first() {
+            Some(layer) => layer.len(),
+            None => self.recurrent.first().map_or(0, RecurrentState::tokens),
+        }
     }
 
     /// Whether no token is held.
@@ -158,38 +202,78 @@ impl KvState {
         self.len() == 0
     }
 
-    /// The caches, first layer first.
+    /// The caches, first layer first; none for a recurrent model.
     #[must_use]
     pub fn layers(&self) -> &[Box<dyn KvCache>] {
         &self.layers
     }
 
+    /// The states of a recurrent model, first layer first.
+    #[must_use]
+    pub fn recurrent(&self) -> &[RecurrentState] {
+        &self.recurrent
+    }
+
     /// Bytes of all layers.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.bytes()).sum()
+        let caches: u64 = self.layers.iter().map(|layer| layer.bytes()).sum();
+        caches + self.recurrent.iter().map(RecurrentState::bytes).sum::<u64>()
     }
 
     /// Forgets all tokens; also the way out after a pass failed half-way through the layers.
     pub fn reset(&mut self) {
         self.layers.iter_mut().for_each(|layer| layer.reset());
+        for state in &mut self.recurrent {
+            state.tokens = 0;
+            for values in [&mut state.mixer_shift, &mut state.channel_shift, &mut state.matrices] {
+                values.fill(0.0);
+            }
+        }
     }
 
     /// Refuses caches that belong to another model or were left uneven by a failed pass.
     pub(crate) fn check(&self, config: &Config) -> Result<(), Error> {
         let held = self.len();
-        if self.layers.len() != config.layers {
-            let source = format!("{} layers, but the model has {}", self.layers.len(), config.layers).into();
-            return Err(Error::Cache { layer: self.layers.len(), source });
+        let (caches, states) = match config.rwkv {
+            None => (config.layers, 0),
+            Some(_) => (0, config.layers),
+        };
+        if (self.layers.len(), self.recurrent.len()) != (caches, states) {
+            let (found, recurrent) = (self.layers.len(), self.recurrent.len());
+            let source = format!(
+                "{found} layers of caches and {recurrent} of recurrent states, but the model has {caches} and {states}"
+            );
+            return Err(Error::Cache { layer: found.max(recurrent), source: source.into() });
         }
-        match self.layers.iter().position(|layer| layer.len() != held) {
+        let fresh = RecurrentState::new(config);
+        let fits = |state: &RecurrentState| {
+            (state.mixer_shift.len(), state.matrices.len()) == (fresh.mixer_shift.len(), fresh.matrices.len())
+        };
+        if let Some(layer) = self.recurrent.iter().position(|state| !fits(state)) {
+            return Err(Error::Cache { layer, source: "the state has other heads than the model".into() });
+        }
+        let lengths = self.layers.iter().map(|layer| layer.len());
+        let mut lengths = lengths.chain(self.recurrent.iter().map(RecurrentState::tokens)).enumerate();
+        match lengths.find(|(_, length)| *length != held) {
             None => Ok(()),
-            Some(layer) => {
-                let source =
-                    format!("holds {} tokens, the first layer {held}; reset it", self.layers[layer].len()).into();
+            Some((layer, length)) => {
+                let source = format!("holds {length} tokens, the first layer {held}; reset it").into();
                 Err(Error::Cache { layer, source })
             }
         }
+    }
+
+    /// The state of one layer.
+    pub(crate) fn recurrent_state(&self, layer: usize) -> Result<&RecurrentState, Error> {
+        let missing = || Error::Cache { layer, source: "there is no such layer".into() };
+        self.recurrent.get(layer).ok_or_else(missing)
+    }
+
+    /// The state of one layer, to be replaced.
+    pub(crate) fn recurrent_state_mut(&mut self, layer: usize) -> Result<&mut RecurrentState, Error> {
+        let missing = || Error::Cache { layer, source: "there is no such layer".into() };
+        self.recurrent.get_mut(layer).ok_or_else(missing)
     }
 
     /// Appends to one layer and checks that what comes back has the promised sizes.

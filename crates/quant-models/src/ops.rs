@@ -139,6 +139,21 @@ pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     });
 }
 
+/// `(x − mean x) / √(var x + ε) · weight + bias` for each row of `weight.len()` elements, in place.
+pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    for_rows(x, weight.len(), |_, row| standardize(row, weight, bias, eps));
+}
+
+/// One row of a layer norm.
+pub(crate) fn standardize(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    #[expect(clippy::cast_precision_loss, reason = "rows are far shorter than 2^24")]
+    let width = row.len() as f32;
+    let mean = lane_sum(row) / width;
+    row.iter_mut().for_each(|x| *x -= mean);
+    let scale = 1.0 / (sum_of_squares(row) / width + eps).sqrt();
+    row.iter_mut().zip(weight.iter().zip(bias)).for_each(|(x, (w, b))| *x = *x * scale * w + b);
+}
+
 /// In 16 lanes, so that the compiler may use vector registers of any width and get the same bits.
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
@@ -162,6 +177,16 @@ pub(crate) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
             Activation::Relu => pairs.for_each(|(g, u)| *g = g.max(0.0) * u),
         }
     });
+}
+
+/// `1 / (1 + e^−x)`.
+pub(crate) fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `max(x, 0)²`, in place.
+pub(crate) fn squared_relu(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = x.max(0.0).powi(2));
 }
 
 fn gelu(x: f32) -> f32 {

@@ -1,9 +1,12 @@
 //! The place of one linear in a decoder.
 
 use crate::ops::{self, Rows};
+use crate::vector::Vector;
 use crate::{Error, Observer};
 use candle_core::{Device, Tensor};
-use quant_core::Linear;
+use quant_core::{Block, Format, Linear, Scale, Shaped, fake_quantize};
+use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How a compressed weight is applied.
@@ -31,22 +34,66 @@ pub(crate) enum Weight {
     Direct(Arc<dyn Linear>),
 }
 
+/// What a linear does in its layer, for policies that treat linears by their place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// Mixes tokens: a projection of attention or of RWKV's time mix.
+    Mixer,
+    /// Part of a feed-forward block that every token passes through.
+    FeedForward,
+    /// Part of the expert of this index, which only the tokens routed to it pass through.
+    Expert(usize),
+    /// Part of an expert that every token passes through.
+    SharedExpert,
+    /// Chooses experts, or gates a shared one.
+    Router,
+    /// Half of one of RWKV's low-rank pairs.
+    LowRank,
+    /// Gives the logits.
+    Head,
+}
+
+/// Where the weight of a slot lies in its checkpoint.
+///
+/// Mostly the whole tensor `name.weight`. Stacked experts and RWKV's stacked pairs are rows of a larger tensor, and
+/// RWKV stores its low-rank pairs input-major.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The tensor.
+    pub tensor: String,
+    /// Its rows that are this weight, when all axes but the last are one.
+    pub rows: Range<usize>,
+    /// Whether these rows are `[in, out]`, the transpose of what the slot holds.
+    pub transposed: bool,
+}
+
 /// One linear of a decoder: a name, a weight `[out, in]` of any kind and perhaps a bias.
 #[derive(Clone, Debug)]
 pub struct Slot {
     name: String,
+    role: Role,
     shape: [usize; 2],
     weight: Weight,
-    bias: Option<Arc<[f32]>>,
+    bias: Option<Vector>,
+    input: Option<Format>,
+    origin: Origin,
 }
 
 impl Slot {
     /// A slot with a weight that was checked to have this shape.
-    pub(crate) fn new(name: String, shape: [usize; 2], weight: Weight, bias: Option<Vec<f32>>) -> Self {
-        Self { name, shape, weight, bias: bias.map(Arc::from) }
+    pub(crate) fn new(
+        name: String,
+        role: Role,
+        shape: [usize; 2],
+        weight: Weight,
+        bias: Option<Vector>,
+        origin: Origin,
+    ) -> Self {
+        Self { name, role, shape, weight, bias, input: None, origin }
     }
 
-    /// The name of the linear in the Hugging Face layout, without `.weight`.
+    /// The name of the linear in its checkpoint, without `.weight`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -58,10 +105,61 @@ impl Slot {
         self.shape
     }
 
+    /// What the linear does.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Where the weight lies in the checkpoint.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     /// The bias that is added to the product.
     #[must_use]
     pub fn bias(&self) -> Option<&[f32]> {
-        self.bias.as_deref()
+        self.bias.as_ref().map(Vector::values)
+    }
+
+    /// Replaces the bias of a linear that has one, or gives it one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WeightShape`] for another length than the linear's outputs, [`Error::NonFiniteWeight`]. The slot is
+    /// then unchanged.
+    pub fn set_bias(&mut self, values: Vec<f32>) -> Result<(), Error> {
+        let name = format!("{}.bias", self.name);
+        if values.len() != self.shape[0] {
+            return Err(Error::WeightShape { name, expected: vec![self.shape[0]], found: vec![values.len()] });
+        }
+        self.bias = Some(Vector::new(name, values)?);
+        Ok(())
+    }
+
+    /// The format that inputs are rounded to before the product, if any.
+    #[must_use]
+    pub fn input_format(&self) -> Option<Format> {
+        self.input
+    }
+
+    /// Rounds each input to a format before it is multiplied, as W8A8 kernels do: the scales are found anew for
+    /// each token, and the product is formed in f32 with the rounded values.
+    ///
+    /// Every token's row is rounded as a tensor of its own, so what one token becomes does not depend on the others
+    /// of the batch. [`Format::INT8`] is the dynamic per-token quantization of SmoothQuant's O1 (arXiv 2211.10438).
+    /// Observers still see the input before it is rounded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Linear`] when the format cannot hold rows of this width. The slot is then unchanged.
+    pub fn set_input_format(&mut self, format: Option<Format>) -> Result<(), Error> {
+        if let Some(format) = format {
+            round_rows(format, &vec![0.0; self.shape[1]], self.shape[1]).map_err(|source| self.refused(source))?;
+        }
+        self.input = format;
+        Ok(())
     }
 
     /// The compressed weight, unless the slot holds a dense one.
@@ -117,18 +215,29 @@ impl Slot {
         if let Some(observer) = observer {
             x.read(|input| observer.input(&self.name, self.shape[1], input))?;
         }
-        let mut y = match &self.weight {
-            Weight::Dense(dense) | Weight::Decoded(_, dense) => x.times_transposed(dense)?,
-            Weight::Direct(linear) => {
-                let mut y = vec![0.0; x.rows() * self.shape[0]];
-                x.read(|input| linear.matmul(input, &mut y))?.map_err(|source| self.refused(source))?;
-                Rows::new(y, self.shape[0])?
+        let mut y = match self.input {
+            None => self.product(x)?,
+            Some(format) => {
+                let rounded =
+                    x.read(|x| round_rows(format, x, self.shape[1]))?.map_err(|source| self.refused(source))?;
+                self.product(&Rows::new(rounded, self.shape[1])?)?
             }
         };
-        if let Some(bias) = &self.bias {
+        if let Some(bias) = self.bias() {
             y.update(|y| ops::add_bias(y, bias))?;
         }
         Ok(y)
+    }
+
+    fn product(&self, x: &Rows) -> Result<Rows, Error> {
+        match &self.weight {
+            Weight::Dense(dense) | Weight::Decoded(_, dense) => x.times_transposed(dense),
+            Weight::Direct(linear) => {
+                let mut y = vec![0.0; x.rows() * self.shape[0]];
+                x.read(|input| linear.matmul(input, &mut y))?.map_err(|source| self.refused(source))?;
+                Rows::new(y, self.shape[0])
+            }
+        }
     }
 
     fn refused(&self, source: quant_core::Error) -> Error {
@@ -156,6 +265,18 @@ impl Weight {
             }
         }
     }
+}
+
+/// Rounds each row of `width` elements as a tensor of its own.
+fn round_rows(format: Format, x: &[f32], width: usize) -> Result<Vec<f32>, quant_core::Error> {
+    let scales_within_rows =
+        matches!(format.block, Block::Row | Block::Group(_)) && !matches!(format.scale, Scale::E4m3(_) | Scale::Double);
+    if scales_within_rows {
+        return fake_quantize(format, &Shaped::new(x, &[x.len() / width.max(1), width])?);
+    }
+    let row = |row: &[f32]| fake_quantize(format, &Shaped::new(row, &[1, width])?);
+    let rows = x.par_chunks_exact(width.max(1)).map(row).collect::<Result<Vec<_>, _>>()?;
+    Ok(rows.concat())
 }
 
 /// Checks a matrix and hands it to candle.

@@ -45,12 +45,13 @@ impl WeightSource for Checkpoint {
     }
 
     fn linear(&self, name: &str) -> Result<Option<Arc<dyn Linear>>, Error> {
-        let name = format!("{name}.weight");
-        match self.entry(&name).map(|entry| entry.stored) {
-            Some(Stored::Packed(_)) => {}
-            _ => return Ok(None),
-        }
-        let packed = self.packed(&name)?;
+        let packed = |name: &&str| matches!(self.entry(name).map(|entry| entry.stored), Some(Stored::Packed(_)));
+        // RWKV's low-rank pairs have no `.weight` at their end.
+        let weight = format!("{name}.weight");
+        let Some(name) = [weight.as_str(), name].into_iter().find(packed) else {
+            return Ok(None);
+        };
+        let packed = self.packed(name)?;
         Ok(packed.map(|packed| Arc::new(packed.into_owned()) as Arc<dyn Linear>))
     }
 }

@@ -1,7 +1,12 @@
 //! What `config.json` says about a model.
 
 pub(crate) mod json;
+mod mixture;
 mod rope;
+mod rwkv;
+
+pub use mixture::{Mixture, SharedExpert};
+pub use rwkv::Rwkv;
 
 use crate::Error;
 use crate::rope::Rope;
@@ -27,11 +32,33 @@ pub enum Family {
     Qwen2,
     /// Qwen 3: norms on each query and key head, explicit head size (`qwen3`).
     Qwen3,
+    /// Mixtral: Mistral with a mixture of experts in each layer (`mixtral`).
+    Mixtral,
+    /// Qwen1.5-MoE and Qwen2-MoE: fine-grained experts beside a gated shared one (`qwen2_moe`).
+    Qwen2Moe,
+    /// Qwen3-MoE: Qwen 3 with fine-grained experts (`qwen3_moe`).
+    Qwen3Moe,
+    /// The first DeepSeek-MoE: fine-grained experts beside shared ones, behind dense layers (`deepseek`).
+    DeepSeekMoe,
+    /// RWKV-6 "Finch": a recurrence with data-dependent decay (`rwkv6`).
+    Rwkv6,
+    /// RWKV-7 "Goose": a recurrence by the generalized delta rule (`rwkv7`).
+    Rwkv7,
 }
 
 impl Family {
-    const ALL: [(&'static str, Self); 4] =
-        [("llama", Self::Llama), ("mistral", Self::Mistral), ("qwen2", Self::Qwen2), ("qwen3", Self::Qwen3)];
+    const ALL: [(&'static str, Self); 10] = [
+        ("llama", Self::Llama),
+        ("mistral", Self::Mistral),
+        ("qwen2", Self::Qwen2),
+        ("qwen3", Self::Qwen3),
+        ("mixtral", Self::Mixtral),
+        ("qwen2_moe", Self::Qwen2Moe),
+        ("qwen3_moe", Self::Qwen3Moe),
+        ("deepseek", Self::DeepSeekMoe),
+        ("rwkv6", Self::Rwkv6),
+        ("rwkv7", Self::Rwkv7),
+    ];
 }
 
 /// The nonlinearity between the projections of a feed-forward block.
@@ -119,6 +146,10 @@ pub struct Config {
     pub bos: Option<u32>,
     /// The tokens that end one.
     pub eos: Vec<u32>,
+    /// The mixture of experts, in families that have one.
+    pub mixture: Option<Mixture>,
+    /// What only RWKV has. What this structure says of rotary positions, windows and biases means nothing then.
+    pub rwkv: Option<Rwkv>,
 }
 
 impl Config {
@@ -152,6 +183,9 @@ impl Config {
     pub fn from_json(value: &serde_json::Value, file: &Path) -> Result<Self, Error> {
         let config = Object::top(file, value)?;
         let family = family(&config)?;
+        if matches!(family, Family::Rwkv6 | Family::Rwkv7) {
+            return rwkv::read(&config, family);
+        }
         let size = |key: &str| config.required(key, config.count(key, MAX_SIZE)?);
         let (hidden_size, heads) = (size("hidden_size")?, size("num_attention_heads")?);
         let layers = config.required("num_hidden_layers", config.count("num_hidden_layers", MAX_LAYERS)?)?;
@@ -194,17 +228,25 @@ impl Config {
             kv_heads,
             head_dim,
             max_positions,
-            norm_eps: norm_eps(&config)?,
+            norm_eps: norm_eps(&config, "rms_norm_eps")?,
             activation: activation(&config)?,
             rope: rope::read(&config, head_dim, max_positions)?,
             tied_head: config.flag("tie_word_embeddings")?.unwrap_or(false),
-            qkv_bias: family == Family::Qwen2 || (family != Family::Mistral && attention_bias),
-            output_bias: matches!(family, Family::Llama | Family::Qwen3) && attention_bias,
+            qkv_bias: match family {
+                Family::Qwen2 => true,
+                Family::Qwen2Moe => config.flag("qkv_bias")?.unwrap_or(true),
+                Family::Mistral | Family::Mixtral => false,
+                _ => attention_bias,
+            },
+            output_bias: attention_bias
+                && matches!(family, Family::Llama | Family::Qwen3 | Family::Qwen3Moe | Family::DeepSeekMoe),
             mlp_bias: family == Family::Llama && config.flag("mlp_bias")?.unwrap_or(false),
-            qk_norm: family == Family::Qwen3,
+            qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe),
             windows: windows(&config, family, layers)?,
             bos: token(&config, "bos_token_id", vocab_size)?,
             eos: eos(&config)?,
+            mixture: mixture::read(&config, family, layers)?,
+            rwkv: None,
         })
     }
 }
@@ -228,19 +270,21 @@ fn one_of<T>(known: &[(&str, T)]) -> String {
     format!("one of {}", names.join(", "))
 }
 
-fn norm_eps(config: &Object<'_>) -> Result<f32, Error> {
-    let eps = config.required("rms_norm_eps", config.positive("rms_norm_eps")?)?;
+fn norm_eps(config: &Object<'_>, key: &str) -> Result<f32, Error> {
+    let eps = config.required(key, config.positive(key)?)?;
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant; the result is checked")]
     let eps = eps as f32;
-    if eps > 0.0 && eps < 1.0 { Ok(eps) } else { Err(config.bad("rms_norm_eps", "an f32 above 0 and below 1")) }
+    if eps > 0.0 && eps < 1.0 { Ok(eps) } else { Err(config.bad(key, "an f32 above 0 and below 1")) }
 }
 
 /// Which layers look back how far: Mistral in all layers, Qwen only where `use_sliding_window` says so.
 fn windows(config: &Object<'_>, family: Family, layers: usize) -> Result<Vec<Option<usize>>, Error> {
     let enabled = match family {
-        Family::Llama => false,
-        Family::Mistral => true,
-        Family::Qwen2 | Family::Qwen3 => config.flag("use_sliding_window")?.unwrap_or(false),
+        Family::Mistral | Family::Mixtral => true,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe => {
+            config.flag("use_sliding_window")?.unwrap_or(false)
+        }
+        Family::Llama | Family::DeepSeekMoe | Family::Rwkv6 | Family::Rwkv7 => false,
     };
     let Some(window) = config.count("sliding_window", MAX_POSITIONS)?.filter(|_| enabled) else {
         return Ok(vec![None; layers]);
@@ -257,7 +301,7 @@ fn windows(config: &Object<'_>, family: Family, layers: usize) -> Result<Vec<Opt
         return kinds.iter().map(kind).collect();
     }
     let first = match family {
-        Family::Mistral => 0,
+        Family::Mistral | Family::Mixtral => 0,
         // 28 is what that family's configuration falls back on.
         _ if config.get("max_window_layers").is_none() => 28,
         _ => match config.get("max_window_layers").and_then(serde_json::Value::as_u64) {

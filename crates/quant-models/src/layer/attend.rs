@@ -10,13 +10,13 @@ use std::ops::Range;
 const QUERY_BLOCK: usize = 128;
 
 /// Attention of one text: `q` `[n, q_heads, dim_k]` are its last `n` tokens.
-pub(super) struct Attention {
+pub(super) struct Attend {
     pub(super) geometry: KvGeometry,
     /// Tokens a token looks back on, itself included.
     pub(super) window: Option<usize>,
 }
 
-impl Attention {
+impl Attend {
     /// Attends from the last `q.len()` tokens to `keys` and `values` `[tokens, kv_heads, dim]`, both borrowed from
     /// tensors; returns `[n, q_heads · dim_v]`.
     pub(super) fn fresh(&self, q: &Tensor, keys: &Tensor, values: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {

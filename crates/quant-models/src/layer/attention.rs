@@ -1,0 +1,126 @@
+//! Self-attention with rotary positions and grouped heads.
+
+use super::attend::Attend;
+use super::{Pass, Place, again};
+use crate::kv::KvRows;
+use crate::loader::Loader;
+use crate::norm::Norm;
+use crate::observe::KeyValues;
+use crate::ops::{self, Rows};
+use crate::slot::{Role, Slot};
+use crate::vector::Vector;
+use crate::{Config, Error};
+
+#[derive(Clone, Debug)]
+pub(super) struct Attention {
+    q: Slot,
+    k: Slot,
+    v: Slot,
+    o: Slot,
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
+}
+
+impl Attention {
+    pub(super) fn load(loader: &Loader<'_>, config: &Config, name: &str) -> Result<Self, Error> {
+        let hidden = config.hidden_size;
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let slot = |part: &str, shape, bias| loader.slot(format!("{name}.{part}"), Role::Mixer, shape, bias);
+        let head_norm = |part: &str| match config.qk_norm {
+            true => Norm::rms(loader, &format!("{name}.{part}"), config.head_dim, config.norm_eps).map(Some),
+            false => Ok(None),
+        };
+        Ok(Self {
+            q: slot("q_proj", [queries, hidden], config.qkv_bias)?,
+            k: slot("k_proj", [keys, hidden], config.qkv_bias)?,
+            v: slot("v_proj", [keys, hidden], config.qkv_bias)?,
+            o: slot("o_proj", [hidden, queries], config.output_bias)?,
+            q_norm: head_norm("q_norm")?,
+            k_norm: head_norm("k_norm")?,
+        })
+    }
+
+    pub(super) fn groups(&self) -> Vec<Vec<&Slot>> {
+        vec![vec![&self.q, &self.k, &self.v], vec![&self.o]]
+    }
+
+    pub(super) fn slots_mut(&mut self) -> Vec<&mut Slot> {
+        vec![&mut self.q, &mut self.k, &mut self.v, &mut self.o]
+    }
+
+    pub(super) fn vectors(&self) -> Vec<&Vector> {
+        [&self.q_norm, &self.k_norm].into_iter().flatten().flat_map(Norm::vectors).collect()
+    }
+
+    pub(super) fn vectors_mut(&mut self) -> Vec<&mut Vector> {
+        [&mut self.q_norm, &mut self.k_norm].into_iter().flatten().flat_map(Norm::vectors_mut).collect()
+    }
+
+    /// Mixes the tokens of each text of the pass.
+    pub(super) fn forward(&self, x: &Rows, pass: &mut Pass<'_>) -> Result<Rows, Error> {
+        let config = pass.config;
+        let mut q = self.q.forward(x, again(&mut pass.observer))?;
+        let mut k = self.k.forward(x, again(&mut pass.observer))?;
+        let v = self.v.forward(x, again(&mut pass.observer))?;
+        for (heads, norm) in [(&mut q, &self.q_norm), (&mut k, &self.k_norm)] {
+            if let Some(norm) = norm {
+                heads.update(|x| norm.apply(x))?;
+            }
+        }
+        let before = pass.observer.is_some().then(|| k.read(<[f32]>::to_vec)).transpose()?;
+        for heads in [&mut q, &mut k] {
+            turn(heads, config.head_dim, pass.texts)?;
+        }
+        if let Some(before) = before {
+            observe(pass, &before, &k, &v)?;
+        }
+        let geometry = config.kv_geometry();
+        let attend = Attend { geometry, window: config.windows.get(pass.layer).copied().flatten() };
+        let mut out = Vec::with_capacity(q.rows() * q.width());
+        for Place { rows, .. } in pass.texts {
+            let (q, k, v) = (q.part(rows.clone())?, k.part(rows.clone())?, v.part(rows.clone())?);
+            match &mut pass.memory {
+                None => attend.fresh(q.tensor(), k.tensor(), v.tensor(), &mut out)?,
+                Some(memory) => k.read(|keys| {
+                    v.read(|values| {
+                        let past = memory.append(pass.layer, geometry, KvRows { keys, values })?;
+                        attend.cached(q.tensor(), past, &mut out)
+                    })
+                })???,
+            }
+        }
+        let mixed = Rows::new(out, config.heads * config.head_dim)?;
+        self.o.forward(&mixed, again(&mut pass.observer))
+    }
+}
+
+/// Turns the heads of each token by its position.
+fn turn(heads: &mut Rows, head_dim: usize, texts: &[Place]) -> Result<(), Error> {
+    let width = heads.width();
+    heads.update(|x| {
+        for Place { rows, start, rope } in texts {
+            let x = &mut x[rows.start * width..rows.end * width];
+            ops::for_rows(x, width, |row, x| rope.turn(start + row, head_dim, x));
+        }
+    })
+}
+
+fn observe(pass: &mut Pass<'_>, before: &[f32], k: &Rows, v: &Rows) -> Result<(), Error> {
+    let positions = pass.texts.iter().flat_map(|text| text.start..text.start + text.rows.len());
+    let positions: Vec<usize> = positions.collect();
+    let Some(observer) = again(&mut pass.observer) else {
+        return Ok(());
+    };
+    k.read(|keys| {
+        v.read(|values| {
+            observer.key_values(&KeyValues {
+                layer: pass.layer,
+                geometry: pass.config.kv_geometry(),
+                positions: &positions,
+                keys_before_turn: before,
+                keys,
+                values,
+            });
+        })
+    })?
+}
