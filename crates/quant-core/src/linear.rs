@@ -1,6 +1,6 @@
 //! A compressed weight that can be applied.
 
-use crate::kernels::{self, Isa};
+use crate::kernels::Isa;
 use crate::{Error, Footprint, PackedTensor, parallel};
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -70,7 +70,7 @@ impl Linear for PackedTensor<'_> {
             SCRATCH.with_borrow_mut(|weights| {
                 weights.resize(columns, 0.0);
                 self.decode_checked(isa, output, weights, false);
-                kernels::dots(isa, x, weights, sums);
+                isa.backend().dots(x, weights, sums);
                 Ok(())
             })
         })?;

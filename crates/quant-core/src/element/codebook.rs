@@ -22,6 +22,14 @@ impl Codebook {
         }
     }
 
+    /// The codes in ascending order of their values.
+    pub(crate) const fn ascending(self) -> [u8; 16] {
+        match self {
+            Self::Nf4 | Self::Af4 => [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+            Self::BnbFp4 => BNB_FP4_ORDER,
+        }
+    }
+
     /// The code of the entry nearest to `v`: with the table in ascending order, as many entries are
     /// passed as midpoints `(a + b)/2` (in f32) of neighbours lie strictly below `v`, so that a tie
     /// goes to the lower value.
@@ -33,7 +41,7 @@ impl Codebook {
         match self {
             Self::Nf4 => midpoints_below(&NF4, v),
             Self::Af4 => midpoints_below(&AF4, v),
-            Self::BnbFp4 => BNB_FP4_ORDER[usize::from(midpoints_below(&BNB_FP4_ASCENDING, v))],
+            Self::BnbFp4 => u16::from(BNB_FP4_ORDER[usize::from(midpoints_below(&BNB_FP4_ASCENDING, v))]),
         }
     }
 }
@@ -44,7 +52,7 @@ fn midpoints_below(values: &[f32; 16], v: f32) -> u16 {
 }
 
 /// The codes of `BnbFp4` in ascending order of their values.
-const BNB_FP4_ORDER: [u16; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
+const BNB_FP4_ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
 
 const BNB_FP4_ASCENDING: [f32; 16] = {
     let mut values = [0.0; 16];

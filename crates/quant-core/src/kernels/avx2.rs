@@ -1,6 +1,6 @@
 //! The kernels for x86-64 with AVX2.
 
-use super::{Backend, Job, ops};
+use super::{Backend, Fitted, RowEncoder, compile, decode, encode, ops, product};
 use std::arch::x86_64::*;
 
 /// Proof that the running CPU has AVX2.
@@ -8,82 +8,86 @@ use std::arch::x86_64::*;
 pub(crate) struct Avx2(());
 
 impl Avx2 {
-    /// The token, when the running CPU has AVX2.
-    pub(crate) fn detect() -> Option<Self> {
-        (!cfg!(miri) && is_x86_feature_detected!("avx2")).then_some(Self(()))
+    /// The kernels, when the running CPU has AVX2.
+    pub(crate) fn detect() -> Option<&'static dyn Backend> {
+        static TOKEN: Avx2 = Avx2(());
+        (!cfg!(miri) && is_x86_feature_detected!("avx2")).then_some(&TOKEN)
     }
-
-    /// Runs a job compiled for AVX2.
-    pub(crate) fn dispatch<J: Job>(self, job: J) -> J::Output {
-        // SAFETY: a value of `Self` exists only after `detect` saw AVX2 on this CPU.
-        unsafe { run(self, job) }
-    }
-}
-
-#[target_feature(enable = "avx2")]
-fn run<J: Job>(backend: Avx2, job: J) -> J::Output {
-    job.run(backend)
 }
 
 impl Backend for Avx2 {
-    #[inline(always)]
-    fn stream_bytes(self, from: &[u8], to: &mut [u8]) {
-        // SAFETY: `self` proves AVX2.
-        unsafe { stream(from, to) }
-    }
+    compile!("avx2":
+        stream_bytes = stream, (from: &[u8], to: &mut [u8]);
+        amax_blocks = amax_blocks, (x: &[f32], group: usize, ahead: usize, out: &mut [f32]);
+        range_blocks = range_blocks, (x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool;
+        fit = encode::fit, (plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool;
+        encode_blocks = encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]);
+        encode_float16 = encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]);
+        pack = ops::pack, (codes: &[u8], bits: u32, out: &mut [u8]);
+        unpack = ops::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
+        decode = decode, (codes: &decode::Strip<'_>, out: &mut [f32]);
+        decode_float16 = ops::decode_float16, (kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]);
+        dots = product::dots, (inputs: &[f32], weights: &[f32], out: &mut [f32]);
+    );
 
-    #[inline(always)]
-    fn stream_floats(self, from: &[f32], to: &mut [f32]) {
-        // SAFETY: `self` proves AVX2; the slices are reinterpreted as the bytes they are.
-        unsafe {
-            let from = std::slice::from_raw_parts(from.as_ptr().cast(), size_of_val(from));
-            let to = std::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), size_of_val(to));
-            stream(from, to);
-        }
-    }
-
-    #[inline(always)]
-    fn fence(self) {
+    fn fence(&self) {
         // SAFETY: SSE, which every x86-64 has.
         unsafe { _mm_sfence() }
     }
 
-    #[inline(always)]
-    fn prefetch(self, near: &[f32], bytes: usize) {
-        // SAFETY: a prefetch reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(near.as_ptr().cast::<i8>().wrapping_add(bytes)) }
+    /// So many stores may wait for memory while the next strip is decoded.
+    fn strip_past_caches(&self) -> usize {
+        512
     }
 
-    #[inline(always)]
-    fn amax_blocks(self, x: &[f32], group: usize, out: &mut [f32]) {
-        // SAFETY: `self` proves AVX2.
-        unsafe { amax_blocks(x, group, out) }
+    fn decode_past_caches(&self, codes: &decode::Strip<'_>, buffer: &mut [f32], out: &mut [f32]) {
+        self.decode(codes, buffer);
+        self.stream_bytes(bytes_of(buffer), bytes_of_mut(out));
     }
+}
 
-    #[inline(always)]
-    fn range_blocks(self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
-        // SAFETY: `self` proves AVX2.
-        unsafe { range_blocks(x, group, least, most) }
-    }
+/// The bytes of floats.
+pub(super) fn bytes_of(x: &[f32]) -> &[u8] {
+    // SAFETY: the same memory, borrowed for as long; any bytes are u8.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
 
-    #[inline(always)]
-    fn encode_blocks(self, strip: &ops::Strip<'_>, ahead: usize, codes: &mut [u8]) {
-        for line in (0..strip.x.len()).step_by(16) {
-            self.prefetch(strip.x, ahead + 4 * line);
+/// The bytes of floats, to be written.
+pub(super) fn bytes_of_mut(x: &mut [f32]) -> &mut [u8] {
+    // SAFETY: the same memory, borrowed for as long; any bytes are u8 and any four bytes an f32.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
+}
+
+/// Asks for the lines of `x` that lie `ahead` bytes further, of every four those from `first` on.
+#[inline(always)]
+fn prefetch(x: &[f32], ahead: usize, lines: std::ops::Range<usize>) {
+    for quad in (0..x.len()).step_by(64) {
+        for line in lines.clone() {
+            let at = x.as_ptr().cast::<i8>().wrapping_add(ahead + 4 * quad + 64 * line);
+            // SAFETY: a prefetch reads nothing and faults on no address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
         }
-        ops::encode_blocks(strip, codes);
     }
+}
 
-    #[inline(always)]
-    fn lookup16(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
-        // SAFETY: `self` proves AVX2.
-        unsafe { lookup16(codes, table, out) }
-    }
+#[inline]
+#[target_feature(enable = "avx2")]
+fn encode_blocks(strip: &ops::Strip<'_>, codes: &mut [u8]) {
+    prefetch(strip.x, strip.ahead, 1..4);
+    ops::encode_blocks(strip, codes);
+}
 
-    #[inline(always)]
-    fn encode_book(self, x: &[f32], reciprocal: f32, bins: &ops::Bins, codes: &mut [u8]) {
-        ops::encode_book(x, reciprocal, bins, codes);
-    }
+#[inline]
+#[target_feature(enable = "avx2")]
+fn encode_float16(x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) {
+    prefetch(x, ahead, 1..4);
+    ops::encode_float16(x, kind, codes);
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn decode(codes: &decode::Strip<'_>, out: &mut [f32]) {
+    decode::decode_strip(codes, out, |codes, table, out| lookup16(codes, table, out));
 }
 
 /// Whole aligned 32-byte pieces of `to` bypass the caches; what lies before and after does not.
@@ -104,8 +108,9 @@ fn stream(from: &[u8], to: &mut [u8]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn amax_blocks(x: &[f32], group: usize, out: &mut [f32]) {
-    for (block, amax) in x.chunks_exact(group).zip(out) {
+fn amax_blocks(x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
+    prefetch(x, ahead, 0..1);
+    for (block, amax) in x.chunks(group).zip(out) {
         let (vectors, tail) = block.as_chunks::<8>();
         let mut lanes = _mm256_setzero_si256();
         for v in vectors {

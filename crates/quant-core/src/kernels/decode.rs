@@ -1,16 +1,19 @@
 //! Rows of codes and scales into f32.
 //!
 //! A row is cut into strips; the scales of a strip's blocks are widened together, then each block is
-//! decoded. Formats of 4 bits go through a table of 16 values a block, all others through arithmetic.
+//! decoded. Codes of 4 bits go through a table of 16 values, all others through arithmetic.
 
 use super::ops::{self, BLOCKS, LEAST_GROUP, STRIP, SmallFloat};
-use super::{Backend, Isa, Job, dispatch};
-use crate::{E8m0, Element, FloatKind, Format, FormatGrid, IntRule, Layout, NvRule, Scale, ScaleType, ZeroPoint};
+use super::{Backend, Isa};
+use crate::{Element, FloatKind, Format, FormatGrid, IntRule, Layout, Scale, ScaleType, ZeroPoint};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 /// How a format's rows are decoded; made once a tensor.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RowDecoder {
-    element: Kind,
+    source: Source,
+    finish: Finish,
     scale: Stored,
     zero: ZeroPoint,
     zero_float: Option<SmallFloat>,
@@ -19,30 +22,39 @@ pub(crate) struct RowDecoder {
 }
 
 /// How scales are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Stored {
     Nothing,
     F32,
     Two(SmallFloat),
-    E8m0,
-    E4m3 { kind: SmallFloat, second: f32 },
+    /// The bits of the scale of every byte, the tensor scale included.
+    Byte(Arc<[u32; 256]>),
 }
 
-/// How codes become values; every form is the reference's, operation by operation.
+/// What a code stands for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    /// `table[code]·scale`.
-    Table([f32; 16]),
-    /// `(code·factor)·scale`, two's complement in the upper bits of a byte after `shift`.
-    Signed { shift: u32, factor: f32 },
-    /// `(code − zero)·scale`.
-    Offset,
-    /// `code·scale + zero`.
-    Affine,
-    /// A float of at most 8 bits times the scale.
+pub(super) enum Source {
+    /// An entry of a table, two codes a byte, low nibble first.
+    Nibbles([f32; 16]),
+    /// `code·factor`, two's complement in a byte; the factor is a power of two.
+    Signed { factor: f32 },
+    /// A byte.
+    Unsigned,
+    /// A float of at most 8 bits; shorter codes are sign-extended to a byte.
     Float(SmallFloat),
     /// A 16-bit float.
     Float16(SmallFloat),
+}
+
+/// What becomes of that; every form is the reference's, operation by operation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Finish {
+    /// `v·scale`.
+    Scale,
+    /// `(v − zero)·scale`.
+    Offset,
+    /// `v·scale + zero`.
+    Affine,
 }
 
 impl RowDecoder {
@@ -59,132 +71,126 @@ impl RowDecoder {
             ZeroPoint::Float(ScaleType::Bf16) => Some(SmallFloat::new(FloatKind::Bf16)?),
             _ => None,
         };
+        let (source, finish) = Self::element(format)?;
         let scale = match format.scale {
             Scale::None => Stored::Nothing,
             Scale::Float(ScaleType::F32) => Stored::F32,
             Scale::Float(ScaleType::F16) => Stored::Two(SmallFloat::new(FloatKind::F16)?),
             Scale::Float(ScaleType::Bf16) => Stored::Two(SmallFloat::new(FloatKind::Bf16)?),
-            Scale::E8m0(_) => Stored::E8m0,
-            Scale::E4m3(NvRule::Standard) => {
-                Stored::E4m3 { kind: SmallFloat::new(FloatKind::E4m3Fn)?, second: grid.tensor_scale() }
+            Scale::E8m0(_) | Scale::E4m3(_) => {
+                let mut scales = [0; 256];
+                for (code, scale) in (0..).zip(&mut scales) {
+                    *scale = grid.params_from_stored(code, 0.0).scale.to_bits();
+                }
+                Stored::Byte(Arc::new(scales))
             }
-            Scale::E4m3(_) | Scale::Double | Scale::Exponent(_) => return None,
+            Scale::Double | Scale::Exponent(_) => return None,
         };
-        let element = Self::element(format)?;
-        Some(Self { element, scale, zero, zero_float, code_bits: format.code_bits(), group })
+        Some(Self { source, finish, scale, zero, zero_float, code_bits: format.code_bits(), group })
     }
 
-    fn element(format: Format) -> Option<Kind> {
+    fn element(format: Format) -> Option<(Source, Finish)> {
+        let nibbles = |value: &dyn Fn(u16) -> f32| {
+            Source::Nibbles([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15].map(value))
+        };
         Some(match format.element {
             Element::Int { bits: 1, .. } => return None,
-            Element::Int { bits, rule } => match rule {
-                IntRule::Restricted | IntRule::Full | IntRule::CtSym | IntRule::GptqSym | IntRule::AwqSym => {
-                    let factor = match format.scale {
-                        Scale::E8m0(_) => 1.0 / f32::from(1_u16 << (bits - 2)),
-                        _ => 1.0,
-                    };
-                    if bits == 4 {
-                        let value = |code: i8| f32::from(if code < 8 { code } else { code - 16 }) * factor;
-                        Kind::Table([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15].map(value))
-                    } else {
-                        Kind::Signed { shift: 8 - u32::from(bits), factor }
-                    }
-                }
-                IntRule::Asymmetric | IntRule::CtAsym | IntRule::AwqAsym => Kind::Offset,
-                IntRule::FloatMin | IntRule::Mlx => Kind::Affine,
-            },
-            Element::Float { kind, .. } if kind.bits() == 16 => Kind::Float16(SmallFloat::new(kind)?),
-            Element::Float { kind, .. } if kind.bits() == 4 => {
-                Kind::Table([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15].map(|code| kind.decode(code)))
+            Element::Int { bits, rule } => {
+                let finish = match rule {
+                    IntRule::Asymmetric | IntRule::CtAsym | IntRule::AwqAsym => Finish::Offset,
+                    IntRule::FloatMin | IntRule::Mlx => Finish::Affine,
+                    _ => Finish::Scale,
+                };
+                let factor = match format.scale {
+                    Scale::E8m0(_) => 1.0 / f32::from(1_u16 << (bits - 2)),
+                    _ => 1.0,
+                };
+                let source = match (finish, bits) {
+                    (Finish::Scale, 4) => nibbles(&|code| (f32::from(code ^ 8) - 8.0) * factor),
+                    (_, 4) => nibbles(&|code| f32::from(code)),
+                    (Finish::Scale, _) => Source::Signed { factor },
+                    _ => Source::Unsigned,
+                };
+                (source, finish)
             }
-            Element::Float { kind, .. } => Kind::Float(SmallFloat::new(kind)?),
-            Element::Codebook(book) => Kind::Table(*book.values()),
+            Element::Float { kind, .. } => {
+                let source = match kind.bits() {
+                    16 => Source::Float16(SmallFloat::new(kind)?),
+                    4 => nibbles(&|code| kind.decode(code)),
+                    _ => Source::Float(SmallFloat::new(kind)?),
+                };
+                (source, Finish::Scale)
+            }
+            Element::Codebook(book) => (Source::Nibbles(*book.values()), Finish::Scale),
             Element::Magnitude { .. } | Element::Ternary(_) => return None,
         })
     }
 
     /// Decodes one row of `out.len()` values; `stream` stores past the caches.
     pub(crate) fn decode(&self, isa: Isa, row: RowBytes<'_>, out: &mut [f32], stream: bool) {
-        dispatch(isa, DecodeRow { plan: self, row, out, stream });
+        SCRATCH.with_borrow_mut(|scratch| self.decode_row(isa.backend(), row, out, stream, scratch));
     }
-}
 
-/// The bytes of one row and of its row of blocks.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowBytes<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) scales: &'a [u8],
-    pub(crate) zeros: &'a [u8],
-}
-
-struct DecodeRow<'a> {
-    plan: &'a RowDecoder,
-    row: RowBytes<'a>,
-    out: &'a mut [f32],
-    stream: bool,
-}
-
-/// Scales and zero points of the blocks of a strip.
-struct Params {
-    scales: [f32; BLOCKS],
-    zeros: [f32; BLOCKS],
-}
-
-impl Job for DecodeRow<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<B: Backend>(self, backend: B) {
-        let Self { plan, row, out, stream } = self;
-        let mut params = Params { scales: [1.0; BLOCKS], zeros: [0.0; BLOCKS] };
-        let bits = plan.code_bits as usize;
-        if out.len() <= plan.group || plan.group > STRIP {
-            for (i, block) in out.chunks_mut(plan.group).enumerate() {
-                plan.read_params(row, i, 1, &mut params);
-                for (j, part) in block.chunks_mut(STRIP).enumerate() {
-                    let start = (i * plan.group + j * STRIP) * bits / 8;
-                    let codes = &row.codes[start..][..(part.len() * bits).div_ceil(8)];
-                    decode_strip(backend, plan, codes, &params, part, stream);
+    fn decode_row(
+        &self,
+        backend: &dyn Backend,
+        row: RowBytes<'_>,
+        out: &mut [f32],
+        stream: bool,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { params, bytes, values } = scratch;
+        let bits = self.code_bits as usize;
+        if self.scale == Stored::Nothing {
+            params.scales.fill(1.0);
+        }
+        if self.zero == ZeroPoint::None {
+            let blocks = STRIP.div_ceil(self.group.max(LEAST_GROUP));
+            params.zeros[..blocks].fill(0.0);
+        }
+        let most = if stream { backend.strip_past_caches() } else { STRIP };
+        // A strip is a number of whole blocks or a piece of one.
+        let group = self.group.min(out.len());
+        let (unit, strip) = if group > most { (group, most) } else { (out.len(), most / group * group) };
+        for (i, out) in out.chunks_mut(unit).enumerate() {
+            for (j, out) in out.chunks_mut(strip).enumerate() {
+                let start = i * unit + j * strip;
+                if group <= most || j == 0 {
+                    self.read_params(backend, row, start / group, out.len().div_ceil(group), params);
                 }
-            }
-        } else {
-            let blocks = STRIP / plan.group;
-            let strip = blocks * plan.group;
-            for (i, part) in out.chunks_mut(strip).enumerate() {
-                let start = i * strip * bits / 8;
-                let codes = &row.codes[start..][..(part.len() * bits).div_ceil(8)];
-                plan.read_params(row, i * blocks, part.len().div_ceil(plan.group), &mut params);
-                decode_strip(backend, plan, codes, &params, part, stream);
+                let mut codes = &row.codes[start * bits / 8..][..(out.len() * bits).div_ceil(8)];
+                if !matches!(bits, 4 | 8 | 16) {
+                    let unpacked = &mut bytes[..out.len()];
+                    backend.unpack(codes, self.code_bits, unpacked);
+                    if self.source != Source::Unsigned {
+                        sign_extend(unpacked, self.code_bits);
+                    }
+                    codes = unpacked;
+                }
+                let Params { scales, zeros } = &*params;
+                let strip = Strip { source: &self.source, finish: self.finish, codes, group, scales, zeros };
+                if stream {
+                    backend.decode_past_caches(&strip, &mut values[..out.len()], out);
+                } else {
+                    backend.decode(&strip, out);
+                }
             }
         }
         if stream {
             backend.fence();
         }
     }
-}
 
-impl RowDecoder {
     /// Reads the parameters of `count` blocks from block `first` of the row on.
-    #[inline(always)]
-    fn read_params(&self, row: RowBytes<'_>, first: usize, count: usize, params: &mut Params) {
+    fn read_params(&self, backend: &dyn Backend, row: RowBytes<'_>, first: usize, count: usize, params: &mut Params) {
         let scales = &mut params.scales[..count];
-        match self.scale {
+        match &self.scale {
             Stored::Nothing => {}
-            Stored::F32 => {
-                let words = &row.scales.as_chunks::<4>().0[first..];
-                for (scale, &word) in scales.iter_mut().zip(words) {
-                    *scale = f32::from_le_bytes(word);
-                }
-            }
-            Stored::Two(kind) => read16(kind, &row.scales[2 * first..], scales),
-            Stored::E8m0 => {
+            Stored::F32 => read_f32(&row.scales[4 * first..], scales),
+            Stored::Two(kind) => backend.decode_float16(*kind, &row.scales[2 * first..][..2 * count], scales),
+            Stored::Byte(values) => {
                 for (scale, &code) in scales.iter_mut().zip(&row.scales[first..]) {
-                    *scale = E8m0(code).to_f32();
-                }
-            }
-            Stored::E4m3 { kind, second } => {
-                for (scale, &code) in scales.iter_mut().zip(&row.scales[first..]) {
-                    *scale = kind.decode(u32::from(code)) * second;
+                    *scale = f32::from_bits(values[usize::from(code)]);
                 }
             }
         }
@@ -200,150 +206,108 @@ impl RowDecoder {
                     *zero = f32::from(window & ((1 << width) - 1));
                 }
             }
-            (ZeroPoint::Float(_), Some(kind)) => read16(kind, &row.zeros[2 * first..], zeros),
-            (ZeroPoint::Float(_), None) => {
-                let words = &row.zeros.as_chunks::<4>().0[first..];
-                for (zero, &word) in zeros.iter_mut().zip(words) {
-                    *zero = f32::from_le_bytes(word);
-                }
+            (ZeroPoint::Float(_), Some(kind)) => {
+                backend.decode_float16(kind, &row.zeros[2 * first..][..2 * count], zeros);
             }
+            (ZeroPoint::Float(_), None) => read_f32(&row.zeros[4 * first..], zeros),
         }
     }
 }
 
-#[inline(always)]
-fn read16(kind: SmallFloat, bytes: &[u8], out: &mut [f32]) {
-    for (value, &word) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-        *value = kind.decode(u32::from(u16::from_le_bytes(word)));
+fn read_f32(bytes: &[u8], out: &mut [f32]) {
+    for (value, &word) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *value = f32::from_le_bytes(word);
     }
 }
 
-#[inline(always)]
-fn decode_strip<B: Backend>(
-    backend: B,
-    plan: &RowDecoder,
-    codes: &[u8],
-    params: &Params,
-    out: &mut [f32],
-    stream: bool,
-) {
-    if stream {
-        let mut values = [0.0; STRIP];
-        let values = &mut values[..out.len()];
-        decode_values(backend, plan, codes, params, values);
-        backend.stream_floats(values, out);
-    } else {
-        decode_values(backend, plan, codes, params, out);
+fn sign_extend(codes: &mut [u8], bits: u32) {
+    let sign = 1 << (bits - 1);
+    for code in codes {
+        *code = (*code ^ sign).wrapping_sub(sign);
     }
 }
 
-#[inline(always)]
-fn decode_values<B: Backend>(backend: B, plan: &RowDecoder, codes: &[u8], params: &Params, out: &mut [f32]) {
-    match plan.element {
-        Kind::Table(base) => blocks4(plan.group, codes, params, out, |codes, scale, _, out| {
-            let mut table = base;
-            for value in &mut table {
-                *value *= scale;
-            }
-            backend.lookup16(codes, &table, out);
-        }),
-        Kind::Offset if plan.code_bits == 4 => blocks4(plan.group, codes, params, out, |codes, scale, zero, out| {
-            let mut table = COUNT;
-            for value in &mut table {
-                *value = (*value - zero) * scale;
-            }
-            backend.lookup16(codes, &table, out);
-        }),
-        Kind::Affine if plan.code_bits == 4 => blocks4(plan.group, codes, params, out, |codes, scale, zero, out| {
-            let mut table = COUNT;
-            for value in &mut table {
-                *value = *value * scale + zero;
-            }
-            backend.lookup16(codes, &table, out);
-        }),
-        Kind::Float16(kind) => read16(kind, codes, out),
-        _ if plan.code_bits == 8 => decode_bytes(plan, codes, params, out),
-        _ => {
-            let mut bytes = [0; STRIP];
-            let bytes = &mut bytes[..out.len()];
-            ops::unpack(codes, plan.code_bits, bytes);
-            decode_bytes(plan, bytes, params, out);
-        }
-    }
+/// The bytes of one row and of its row of blocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowBytes<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [u8],
+    pub(crate) zeros: &'a [u8],
 }
 
-const COUNT: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+/// Scales and zero points of the blocks of a strip.
+struct Params {
+    scales: [f32; BLOCKS],
+    zeros: [f32; BLOCKS],
+}
 
-/// Decodes codes that have a byte each.
+/// What would otherwise have to be cleared for every row.
+struct Scratch {
+    params: Params,
+    bytes: [u8; STRIP],
+    values: [f32; STRIP],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        let params = Params { scales: [1.0; BLOCKS], zeros: [0.0; BLOCKS] };
+        RefCell::new(Scratch { params, bytes: [0; STRIP], values: [0.0; STRIP] })
+    };
+}
+
+/// Codes to decode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strip<'a> {
+    pub(super) source: &'a Source,
+    pub(super) finish: Finish,
+    /// Nibbles, bytes or 16-bit words, as the source has them.
+    pub(super) codes: &'a [u8],
+    /// Values in a block; the last may be shorter.
+    pub(super) group: usize,
+    /// A scale a block.
+    pub(super) scales: &'a [f32; BLOCKS],
+    /// A zero point a block.
+    pub(super) zeros: &'a [f32; BLOCKS],
+}
+
+/// See [`Backend::decode`]; `lookup` is [`ops::lookup16`] or does the same.
 #[inline(always)]
-fn decode_bytes(plan: &RowDecoder, codes: &[u8], params: &Params, out: &mut [f32]) {
-    match plan.element {
-        Kind::Signed { shift, factor } => blocks8(plan.group, codes, params, out, |code, scale, _| {
-            (f32::from((code << shift).cast_signed() >> shift) * factor) * scale
-        }),
-        Kind::Offset => blocks8(plan.group, codes, params, out, |code, scale, zero| (f32::from(code) - zero) * scale),
-        Kind::Affine => blocks8(plan.group, codes, params, out, |code, scale, zero| f32::from(code) * scale + zero),
-        Kind::Float(kind) if plan.scale == Stored::Nothing => {
-            for (&code, value) in codes.iter().zip(out) {
-                *value = kind.decode(u32::from(code));
+pub(super) fn decode_strip(strip: &Strip<'_>, out: &mut [f32], lookup: impl Fn(&[u8], &[f32; 16], &mut [f32])) {
+    match (*strip.source, strip.finish) {
+        (Source::Nibbles(base), finish) => {
+            let params = strip.scales.iter().zip(strip.zeros);
+            // Blocks but the last are whole bytes.
+            let blocks = strip.codes.chunks(strip.group.div_ceil(2)).zip(out.chunks_mut(strip.group));
+            for ((codes, out), (&scale, &zero)) in blocks.zip(params) {
+                let table = base.map(|v| match finish {
+                    Finish::Scale => v * scale,
+                    Finish::Offset => (v - zero) * scale,
+                    Finish::Affine => v * scale + zero,
+                });
+                lookup(codes, &table, out);
             }
         }
-        Kind::Float(kind) => {
-            blocks8(plan.group, codes, params, out, |code, scale, _| kind.decode(u32::from(code)) * scale);
+        (Source::Signed { factor }, _) => {
+            decode_bytes(strip, out, |code, scale, _| (f32::from(code.cast_signed()) * factor) * scale);
         }
-        Kind::Table(_) | Kind::Float16(_) => {}
+        (Source::Unsigned, Finish::Affine) => {
+            decode_bytes(strip, out, |code, scale, zero| f32::from(code) * scale + zero);
+        }
+        (Source::Unsigned, _) => decode_bytes(strip, out, |code, scale, zero| (f32::from(code) - zero) * scale),
+        (Source::Float(kind), _) => {
+            decode_bytes(strip, out, |code, scale, _| kind.decode(u32::from(code) & kind.code_mask()) * scale);
+        }
+        (Source::Float16(kind), _) => ops::decode_float16(kind, strip.codes, out),
     }
 }
 
-/// Cuts a strip of bytes into blocks.
 #[inline(always)]
-fn blocks8(group: usize, codes: &[u8], params: &Params, out: &mut [f32], value: impl Fn(u8, f32, f32) -> f32) {
-    let each = |codes: &[u8], out: &mut [f32], scale: f32, zero: f32| {
+fn decode_bytes(strip: &Strip<'_>, out: &mut [f32], value: impl Fn(u8, f32, f32) -> f32) {
+    let params = strip.scales.iter().zip(strip.zeros);
+    let blocks = strip.codes.chunks(strip.group).zip(out.chunks_mut(strip.group));
+    for ((codes, out), (&scale, &zero)) in blocks.zip(params) {
         for (&code, out) in codes.iter().zip(out) {
             *out = value(code, scale, zero);
-        }
-    };
-    let params = params.scales.iter().zip(&params.zeros);
-    if group == 32 && out.len().is_multiple_of(32) {
-        let (codes, out) = (codes.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
-        for ((codes, out), (&scale, &zero)) in codes.iter().zip(out).zip(params) {
-            each(codes, out, scale, zero);
-        }
-    } else {
-        for ((codes, out), (&scale, &zero)) in codes.chunks(group).zip(out.chunks_mut(group)).zip(params) {
-            each(codes, out, scale, zero);
-        }
-    }
-}
-
-/// Cuts a strip of nibbles into blocks; blocks but the last are whole bytes.
-#[inline(always)]
-fn blocks4(
-    group: usize,
-    codes: &[u8],
-    params: &Params,
-    out: &mut [f32],
-    mut block: impl FnMut(&[u8], f32, f32, &mut [f32]),
-) {
-    let pairs = params.scales.iter().zip(&params.zeros);
-    match group {
-        16 if out.len().is_multiple_of(16) => {
-            let (codes, out) = (codes.as_chunks::<8>().0, out.as_chunks_mut::<16>().0);
-            for ((codes, out), (&scale, &zero)) in codes.iter().zip(out).zip(pairs) {
-                block(codes, scale, zero, out);
-            }
-        }
-        32 if out.len().is_multiple_of(32) => {
-            let (codes, out) = (codes.as_chunks::<16>().0, out.as_chunks_mut::<32>().0);
-            for ((codes, out), (&scale, &zero)) in codes.iter().zip(out).zip(pairs) {
-                block(codes, scale, zero, out);
-            }
-        }
-        _ => {
-            let parts = codes.chunks(group.div_ceil(2)).zip(out.chunks_mut(group));
-            for ((codes, out), (&scale, &zero)) in parts.zip(pairs) {
-                block(codes, scale, zero, out);
-            }
         }
     }
 }

@@ -2,34 +2,39 @@
 //!
 //! A row is cut into strips that fit the first-level cache. A strip is read twice: once for the
 //! extremes of its blocks, from which the scales of all its blocks follow together, and once for the
-//! codes. Codes are gathered a byte each on the stack, then packed, then written out in one go.
+//! codes. Codes are gathered a byte each on the stack, then packed, then written out in one go. Both
+//! readings ask for a part of the strip that comes next, so that memory is never idle.
 
-use super::ops::{self, BLOCKS, Bins, INFINITE, LEAST_GROUP, MAGIC, STRIP, SmallFloat, Strip, Unit, fmax};
-use super::{Backend, Isa, Job, dispatch};
+use super::ops::{self, BLOCKS, Bins, Element, INFINITE, LEAST_GROUP, MAGIC, STRIP, SmallFloat, Strip, Unit, fmax};
+use super::{AHEAD, Backend, Isa};
 use crate::grid::largest_element;
 use crate::{
-    E8m0, Element, FloatKind, Format, FormatGrid, IntRule, Layout, NvRule, Overflow, Scale, ScaleRule, ScaleType,
-    ZeroPoint,
+    E8m0, FloatKind, Format, FormatGrid, IntRule, Layout, NvRule, Overflow, Scale, ScaleRule, ScaleType, ZeroPoint,
 };
 
 use std::cell::RefCell;
 
 /// How a format's rows are encoded; made once a tensor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RowEncoder {
     fit: Fit,
     store: Store,
+    unit: Unit,
     element: Kind,
     code_bits: u32,
     zero_bits: u32,
     group: usize,
+    /// −0 counts as 0 before it is encoded.
+    positive_zero: bool,
+    /// The code of −0, where that of 0 stands for it.
+    negative_zero: Option<u8>,
     /// Bytes between what is worked on and what is asked for.
     ahead: usize,
     stream: bool,
 }
 
 /// How scales (and zero points) follow from the extremes of blocks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Fit {
     /// No scale.
     None,
@@ -42,9 +47,25 @@ enum Fit {
     /// A scale and an integer zero point.
     Asymmetric { rule: IntRule, levels: f32 },
     /// A power of two.
-    Power { rule: ScaleRule, largest: f32, emax: i32, mantissa: u32, drop_sign_of_zero: bool },
+    Power { rule: ScaleRule, largest: f32, emax: i32, mantissa: u32 },
     /// E4M3 under a tensor scale.
-    Nested { largest: f32, second: f32 },
+    Nested(Box<Nested>),
+}
+
+/// The rules of [`NvRule`] in numbers: the code is that of `max(amax / largest / second · factor, least)`.
+#[derive(Clone, Debug)]
+struct Nested {
+    largest: f32,
+    second: f32,
+    factor: f32,
+    least: f32,
+    /// The code of a zero block.
+    of_zero: u32,
+    /// The code instead of 0.
+    instead_of_zero: u32,
+    kind: SmallFloat,
+    /// What a value is divided by or multiplied with, by code.
+    steps: [f32; 128],
 }
 
 /// How scales are stored.
@@ -53,17 +74,15 @@ enum Store {
     Nothing,
     F32,
     Two(SmallFloat),
-    E8m0,
-    E4m3(SmallFloat),
+    Byte,
 }
 
 /// How elements become codes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a tensor, and it is not moved")]
 enum Kind {
-    Small(ops::Element),
+    Small(Element),
     Float16(SmallFloat),
-    Book(Bins),
 }
 
 impl RowEncoder {
@@ -76,19 +95,33 @@ impl RowEncoder {
             return None;
         }
         let (fit, store) = Self::scale(grid)?;
-        let element = Self::element(format)?;
+        let unit = match (&fit, format.scale) {
+            (Fit::None, _) => Unit::Keep,
+            (Fit::Power { .. } | Fit::Magnitude, _) => Unit::Multiply,
+            (_, Scale::E4m3(NvRule::TorchAo | NvRule::TorchAoSingle)) => Unit::Multiply,
+            _ => Unit::Divide,
+        };
+        let no_negative_zero = matches!(format.scale, Scale::E4m3(NvRule::Mlx | NvRule::MlxSingle));
+        let is_float = matches!(format.element, crate::Element::Float { .. });
         Some(Self {
             fit,
             store,
-            element,
+            unit,
+            element: Self::element(format)?,
             code_bits: format.code_bits(),
             zero_bits: match format.zero_point() {
                 ZeroPoint::None => 0,
                 ZeroPoint::Integer { bits } => u32::from(bits),
                 ZeroPoint::Float(_) => return None,
             },
-            group: if matches!(fit, Fit::None) { group.min(STRIP) } else { group },
-            ahead: (4 * group).clamp(4 * STRIP, 64 << 10),
+            group: if format.scale == Scale::None { group.min(STRIP) } else { group },
+            positive_zero: match format.scale {
+                Scale::E8m0(ScaleRule::EvenCt) => format.code_bits() == 4,
+                Scale::E4m3(rule) => matches!(rule, NvRule::ModelOpt | NvRule::CompressedTensors),
+                _ => false,
+            },
+            negative_zero: (no_negative_zero && is_float).then_some(8),
+            ahead: (4 * group).clamp(AHEAD, 64 << 10),
             stream: layout.code_bytes() >= super::STREAM_BYTES,
         })
     }
@@ -101,31 +134,25 @@ impl RowEncoder {
             Scale::Float(ScaleType::F32) => Store::F32,
             Scale::Float(ScaleType::F16) => Store::Two(SmallFloat::new(FloatKind::F16)?),
             Scale::Float(ScaleType::Bf16) => Store::Two(SmallFloat::new(FloatKind::Bf16)?),
-            Scale::E8m0(_) => Store::E8m0,
-            Scale::E4m3(NvRule::Standard) => Store::E4m3(SmallFloat::new(FloatKind::E4m3Fn)?),
-            Scale::E4m3(_) | Scale::Double | Scale::Exponent(_) => return None,
+            Scale::E8m0(_) | Scale::E4m3(_) => Store::Byte,
+            Scale::Double | Scale::Exponent(_) => return None,
         };
         let fit = match (format.scale, format.element) {
             (Scale::None, _) => Fit::None,
-            (Scale::E8m0(rule), Element::Int { bits, .. }) => {
+            (Scale::E8m0(rule), crate::Element::Int { bits, .. }) => {
                 let largest = largest / f32::from(1_u16 << (bits - 2));
-                Fit::Power { rule, largest, emax: 0, mantissa: u32::from(bits) - 2, drop_sign_of_zero: false }
+                Fit::Power { rule, largest, emax: 0, mantissa: u32::from(bits) - 2 }
             }
-            (Scale::E8m0(rule), Element::Float { kind, .. }) => {
+            (Scale::E8m0(rule), crate::Element::Float { kind, .. }) => {
                 let emax = (largest.to_bits() >> 23).cast_signed() - 127;
                 let ct = rule == ScaleRule::EvenCt;
-                let mantissa = if ct { 1 } else { kind.mantissa_bits() };
                 if ct && !matches!(kind, FloatKind::E4m3Fn | FloatKind::E5m2 | FloatKind::E2m1) {
                     return None;
                 }
-                let drop_sign_of_zero = ct && kind == FloatKind::E2m1;
-                Fit::Power { rule, largest, emax, mantissa, drop_sign_of_zero }
+                Fit::Power { rule, largest, emax, mantissa: if ct { 1 } else { kind.mantissa_bits() } }
             }
-            (Scale::E4m3(_), _) => {
-                let second = grid.tensor_scale();
-                (second > 0.0 && second.is_finite()).then_some(Fit::Nested { largest, second })?
-            }
-            (_, Element::Int { bits, rule }) => {
+            (Scale::E4m3(rule), _) => Fit::Nested(Box::new(Nested::new(grid, rule, largest)?)),
+            (_, crate::Element::Int { bits, rule }) => {
                 let levels = f32::from((1_u16 << bits) - 1);
                 let amax = |divisor, least| Fit::Amax { divisor, least };
                 match rule {
@@ -137,8 +164,8 @@ impl RowEncoder {
                     IntRule::CtSym | IntRule::CtAsym | IntRule::FloatMin | IntRule::Mlx => return None,
                 }
             }
-            (_, Element::Float { .. }) => Fit::Amax { divisor: largest, least: 0.0 },
-            (_, Element::Codebook(_)) => Fit::Magnitude,
+            (_, crate::Element::Float { .. }) => Fit::Amax { divisor: largest, least: 0.0 },
+            (_, crate::Element::Codebook(_)) => Fit::Magnitude,
             _ => return None,
         };
         Some((fit, store))
@@ -146,15 +173,15 @@ impl RowEncoder {
 
     fn element(format: Format) -> Option<Kind> {
         Some(match format.element {
-            Element::Int { bits: 0 | 1 | 9.., .. } => return None,
-            Element::Int { bits, rule } => {
+            crate::Element::Int { bits: 0 | 1 | 9.., .. } => return None,
+            crate::Element::Int { bits, rule } => {
                 let high = f32::from((1_u16 << (bits - 1)) - 1);
                 let levels = f32::from((1_u16 << bits) - 1);
                 let factor = match format.scale {
                     Scale::E8m0(_) => f32::from(1_u16 << (bits - 2)),
                     _ => 1.0,
                 };
-                let int = |factor, low, high| Kind::Small(ops::Element::Int { factor, low, high });
+                let int = |factor, low, high| Kind::Small(Element::Int { factor, low, high });
                 match rule {
                     IntRule::Restricted => int(factor, -high, high),
                     IntRule::Full | IntRule::GptqSym | IntRule::AwqSym => int(factor, -high - 1.0, high),
@@ -162,28 +189,178 @@ impl RowEncoder {
                     IntRule::CtSym | IntRule::CtAsym | IntRule::FloatMin | IntRule::Mlx => return None,
                 }
             }
-            Element::Float { overflow: Overflow::NonSaturating, .. } => return None,
-            Element::Float { kind, .. } if kind.bits() == 16 => Kind::Float16(SmallFloat::new(kind)?),
-            Element::Float { kind, .. } => Kind::Small(ops::Element::Float(SmallFloat::new(kind)?)),
-            Element::Codebook(book) => Kind::Book(Bins::new(book.values())?),
-            Element::Magnitude { .. } | Element::Ternary(_) => return None,
+            crate::Element::Float { overflow: Overflow::NonSaturating, .. } => return None,
+            crate::Element::Float { kind, .. } if kind.bits() == 16 => Kind::Float16(SmallFloat::new(kind)?),
+            crate::Element::Float { kind, .. } => Kind::Small(Element::Float(SmallFloat::new(kind)?)),
+            crate::Element::Codebook(book) => Kind::Small(Element::Book(Bins::new(book))),
+            crate::Element::Magnitude { .. } | crate::Element::Ternary(_) => return None,
         })
+    }
+
+    fn scale_bytes(&self) -> usize {
+        match self.store {
+            Store::Nothing => 0,
+            Store::F32 => 4,
+            Store::Two(_) => 2,
+            Store::Byte => 1,
+        }
     }
 
     /// Encodes one row into its bytes. False when the reference must decide: a value is not finite or
     /// a scale overflows. The bytes are then half written.
     pub(crate) fn encode(&self, isa: Isa, x: &[f32], codes: &mut [u8], scales: &mut [u8], zeros: &mut [u8]) -> bool {
-        SCRATCH.with_borrow_mut(|scratch| dispatch(isa, EncodeRow { plan: self, x, codes, scales, zeros, scratch }))
+        let out = Sections { codes, scales, zeros };
+        SCRATCH.with_borrow_mut(|scratch| self.encode_row(isa.backend(), x, out, scratch))
+    }
+
+    fn encode_row(&self, backend: &dyn Backend, x: &[f32], out: Sections<'_>, scratch: &mut Scratch) -> bool {
+        out.zeros.fill(0);
+        scratch.fitted.reach = 512.0;
+        if self.zero_bits == 0 {
+            scratch.fitted.zeros.fill(0.0);
+        }
+        let (bits, scale_bytes) = (self.code_bits as usize, self.scale_bytes());
+        let group = self.group.min(x.len());
+        // What is fitted together: as many blocks as make a strip, or one long block.
+        let unit = if group > STRIP { group } else { STRIP / group * group };
+        for (i, x) in x.chunks(unit).enumerate() {
+            let (first, count) = (i * unit / group, x.len().div_ceil(group));
+            let scales = &mut out.scales[first * scale_bytes..][..count * scale_bytes];
+            if !self.fit_blocks(backend, x, group, scales, &mut scratch.fitted) {
+                return false;
+            }
+            for (j, x) in x.chunks(STRIP).enumerate() {
+                let start = (i * unit + j * STRIP) * bits / 8;
+                let codes = &mut out.codes[start..][..(x.len() * bits).div_ceil(8)];
+                self.encode_strip(backend, x, group, scratch, codes);
+            }
+            self.write_zeros(&scratch.fitted.zeros[..count], first, out.zeros);
+        }
+        if self.stream {
+            backend.fence();
+        }
+        true
+    }
+
+    /// Fits some blocks; writes the stored scales.
+    fn fit_blocks(&self, backend: &dyn Backend, x: &[f32], group: usize, out: &mut [u8], fitted: &mut Fitted) -> bool {
+        let count = x.len().div_ceil(group);
+        let scales = &mut fitted.scales[..count];
+        let finite = match self.fit {
+            Fit::None => {
+                backend.amax_blocks(x, x.len(), self.ahead, &mut scales[..1]);
+                return scales[0].is_finite();
+            }
+            Fit::Symmetric { .. } | Fit::Asymmetric { .. } => {
+                backend.range_blocks(x, group, scales, &mut fitted.zeros[..count])
+            }
+            _ => {
+                backend.amax_blocks(x, group, self.ahead, scales);
+                true
+            }
+        };
+        finite && backend.fit(self, fitted, count, out)
+    }
+
+    /// Encodes a strip and packs its codes.
+    fn encode_strip(&self, backend: &dyn Backend, x: &[f32], group: usize, scratch: &mut Scratch, out: &mut [u8]) {
+        let Scratch { fitted, codes, packed } = scratch;
+        let codes = &mut codes[..x.len()];
+        let packed = &mut packed[..out.len()];
+        let bytes = match &self.element {
+            Kind::Float16(kind) => {
+                backend.encode_float16(x, *kind, self.ahead, packed);
+                packed
+            }
+            Kind::Small(element) => {
+                let Fitted { scales, zeros, high, low, reach } = fitted;
+                let (unit, positive_zero, reach, ahead) = (self.unit, self.positive_zero, *reach, self.ahead);
+                backend.encode_blocks(
+                    &Strip { x, group, unit, positive_zero, element, scales, high, low, zeros, reach, ahead },
+                    codes,
+                );
+                if let Some(negative_zero) = self.negative_zero {
+                    for code in codes.iter_mut() {
+                        *code = if *code == negative_zero { 0 } else { *code };
+                    }
+                }
+                if self.code_bits == 8 {
+                    codes
+                } else {
+                    backend.pack(codes, self.code_bits, packed);
+                    packed
+                }
+            }
+        };
+        if self.stream {
+            backend.stream_bytes(bytes, out);
+        } else {
+            out.copy_from_slice(bytes);
+        }
+    }
+
+    /// Writes zero points from position `first` on; rows of blocks start on a byte.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "zero points are small integers")]
+    fn write_zeros(&self, zeros: &[f32], first: usize, out: &mut [u8]) {
+        match self.zero_bits {
+            0 => {}
+            8 => {
+                for (&zero, byte) in zeros.iter().zip(&mut out[first..]) {
+                    *byte = zero as u8;
+                }
+            }
+            // The bytes were zero before; blocks of a strip need not begin on one.
+            width => {
+                for (i, &zero) in zeros.iter().enumerate() {
+                    let bit = (first + i) * width as usize;
+                    let window = u16::from(zero as u8) << (bit % 8);
+                    for (byte, part) in out[bit / 8..].iter_mut().zip(window.to_le_bytes()) {
+                        *byte |= part;
+                    }
+                }
+            }
+        }
     }
 }
 
-struct EncodeRow<'a> {
-    plan: &'a RowEncoder,
-    x: &'a [f32],
+impl Nested {
+    /// The numbers of a rule; `None` where a scale is not a number that values can be divided by.
+    fn new(grid: &FormatGrid, rule: NvRule, largest: f32) -> Option<Self> {
+        let second = grid.tensor_scale();
+        let kind = SmallFloat::new(FloatKind::E4m3Fn)?;
+        let mut steps = [0.0; 128];
+        for (code, step) in (0..127).zip(&mut steps) {
+            *step = grid.params_from_stored(code, 0.0).step;
+            // Where it underflows all becomes zeros with the sign of x, as dividing by infinity has it.
+            let by_zero = *step == 0.0 && !matches!(rule, NvRule::TorchAo | NvRule::TorchAoSingle);
+            *step = if by_zero { f32::INFINITY } else { *step };
+        }
+        let one = Self { largest, second: 1.0, factor: 1.0, least: 0.0, of_zero: 0, instead_of_zero: 0, kind, steps };
+        let code = |scale: f32| kind.encode(scale);
+        let nested = match rule {
+            NvRule::Standard => Self { second, instead_of_zero: 1, ..one },
+            NvRule::TorchAo => Self { second, least: 0.015_625, of_zero: code(0.015_625), ..one },
+            NvRule::TorchAoSingle => Self { least: 0.015_625, of_zero: code(0.015_625), ..one },
+            NvRule::ModelOpt => Self { largest: largest * second, least: 0.001_953_125, of_zero: code(1.0), ..one },
+            NvRule::CompressedTensors => {
+                Self { factor: second, of_zero: code(0.125), instead_of_zero: code(0.125), ..one }
+            }
+            NvRule::Mlx => Self { factor: (448.0 * largest) / second, ..one },
+            NvRule::MlxSingle => one,
+            NvRule::PaperBf16 => Self { second, ..one },
+        };
+        let usable = |x: f32| x > 0.0 && x.is_finite();
+        let least = if nested.least > 0.0 { code(nested.least) } else { 0 };
+        let steps = &nested.steps[least as usize..127];
+        (usable(second) && usable(nested.largest) && usable(nested.factor) && steps.iter().all(|&step| step > 0.0))
+            .then_some(nested)
+    }
+}
+
+struct Sections<'a> {
     codes: &'a mut [u8],
     scales: &'a mut [u8],
     zeros: &'a mut [u8],
-    scratch: &'a mut Scratch,
 }
 
 /// What would otherwise have to be cleared for every row.
@@ -202,143 +379,26 @@ thread_local! {
 
 /// What the blocks of a strip were fitted to.
 #[derive(Clone, Debug)]
-struct Fitted {
-    /// The stored scales as f32; for powers of two their reciprocals.
-    scales: [f32; BLOCKS],
+pub(crate) struct Fitted {
+    /// What values are divided by or multiplied with. Before: least values or largest magnitudes.
+    pub(super) scales: [f32; BLOCKS],
+    /// Zero points. Before: largest values.
     zeros: [f32; BLOCKS],
-    high: [f32; BLOCKS],
-    low: [f32; BLOCKS],
+    /// For backends that multiply with reciprocals, see [`Strip`].
+    pub(super) high: [f32; BLOCKS],
+    pub(super) low: [f32; BLOCKS],
     /// No value is larger than so many scales.
     reach: f32,
 }
 
-impl Job for EncodeRow<'_> {
-    type Output = bool;
-
-    #[inline(always)]
-    fn run<B: Backend>(self, backend: B) -> bool {
-        let Self { plan, x, codes, scales, zeros, scratch } = self;
-        zeros.fill(0);
-        scratch.fitted.reach = 512.0;
-        if plan.zero_bits == 0 {
-            let blocks = (STRIP / plan.group).clamp(1, BLOCKS);
-            scratch.fitted.zeros[..blocks].fill(0.0);
-        }
-        if x.len() <= plan.group || plan.group > STRIP {
-            return encode_long_blocks(backend, plan, x, codes, scales, zeros, scratch);
-        }
-        let blocks = STRIP / plan.group;
-        let strip = blocks * plan.group;
-        let strip_bytes = strip * plan.code_bits as usize / 8;
-        let scale_bytes = plan.scale_bytes();
-        for (i, x) in x.chunks(strip).enumerate() {
-            let count = x.len().div_ceil(plan.group);
-            let scales = &mut scales[i * blocks * scale_bytes..][..count * scale_bytes];
-            if !fit_strip(backend, plan, x, scales, &mut scratch.fitted) {
-                return false;
-            }
-            let bytes = x.len() * plan.code_bits as usize;
-            let codes = &mut codes[i * strip_bytes..][..bytes.div_ceil(8)];
-            encode_strip(backend, plan, x, scratch, codes);
-            write_zeros(plan, &scratch.fitted.zeros[..count], i * blocks, zeros);
-        }
-        if plan.stream {
-            backend.fence();
-        }
-        true
-    }
-}
-
-impl RowEncoder {
-    #[inline(always)]
-    fn scale_bytes(&self) -> usize {
-        match self.store {
-            Store::Nothing => 0,
-            Store::F32 => 4,
-            Store::Two(_) => 2,
-            Store::E8m0 | Store::E4m3(_) => 1,
-        }
-    }
-}
-
-/// A row whose blocks are longer than a strip, or that is a single block.
+/// See [`Backend::fit`].
 #[inline(always)]
-fn encode_long_blocks<B: Backend>(
-    backend: B,
-    plan: &RowEncoder,
-    x: &[f32],
-    codes: &mut [u8],
-    scales: &mut [u8],
-    zeros: &mut [u8],
-    scratch: &mut Scratch,
-) -> bool {
-    let scale_bytes = plan.scale_bytes();
-    for (i, block) in x.chunks(plan.group).enumerate() {
-        let scales = &mut scales[i * scale_bytes..][..scale_bytes];
-        if !fit_strip(backend, plan, block, scales, &mut scratch.fitted) {
-            return false;
-        }
-        let first = i * plan.group * plan.code_bits as usize / 8;
-        for (j, part) in block.chunks(STRIP).enumerate() {
-            let start = first + j * STRIP * plan.code_bits as usize / 8;
-            let len = (part.len() * plan.code_bits as usize).div_ceil(8);
-            encode_strip(backend, plan, part, scratch, &mut codes[start..][..len]);
-        }
-        write_zeros(plan, &scratch.fitted.zeros[..1], i, zeros);
-    }
-    if plan.stream {
-        backend.fence();
-    }
-    true
-}
-
-/// Writes zero points from position `first` on; rows of blocks start on a byte and strips on whole bytes.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "zero points are small integers")]
-fn write_zeros(plan: &RowEncoder, zeros: &[f32], first: usize, out: &mut [u8]) {
-    if plan.zero_bits == 0 {
-        return;
-    }
-    if plan.zero_bits == 8 {
-        for (&zero, byte) in zeros.iter().zip(&mut out[first..]) {
-            *byte = zero as u8;
-        }
-        return;
-    }
-    // The bytes were zero before; blocks of a strip need not begin on one.
-    for (i, &zero) in zeros.iter().enumerate() {
-        let bit = (first + i) * plan.zero_bits as usize;
-        let window = u16::from(zero as u8) << (bit % 8);
-        for (byte, part) in out[bit / 8..].iter_mut().zip(window.to_le_bytes()) {
-            *byte |= part;
-        }
-    }
-}
-
-/// Fits the blocks of a strip; writes the stored scales.
-#[inline(always)]
-fn fit_strip<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32], out: &mut [u8], fitted: &mut Fitted) -> bool {
-    let count = x.len().div_ceil(plan.group);
-    let scales = &mut fitted.scales[..count];
+pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
+    let Fitted { scales, zeros, reach, .. } = fitted;
+    let scales = &mut scales[..count];
     match plan.fit {
-        Fit::Symmetric { .. } | Fit::Asymmetric { .. } => {
-            let zeros = &mut fitted.zeros[..count];
-            backend.range_blocks(x, plan.group, scales, zeros)
-                && fit_ranges(plan, scales, zeros, &mut fitted.reach, out)
-        }
-        Fit::None => {
-            let mut amax = [0.0];
-            backend.amax_blocks(x, x.len(), &mut amax);
-            amax[0].is_finite()
-        }
-        _ => {
-            let whole = x.len() / plan.group;
-            backend.amax_blocks(&x[..whole * plan.group], plan.group, &mut scales[..whole]);
-            if let [last] = &mut scales[whole..] {
-                *last = f32::from_bits(ops::amax_bits(&x[whole * plan.group..]));
-            }
-            ops::amax_bits(scales) < INFINITE && fit_amax(plan, scales, &mut fitted.reach, out)
-        }
+        Fit::Symmetric { .. } | Fit::Asymmetric { .. } => fit_ranges(plan, scales, &mut zeros[..count], reach, out),
+        _ => ops::amax_bits(scales) < INFINITE && fit_amax(plan, scales, reach, out),
     }
 }
 
@@ -349,8 +409,8 @@ const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are clamped to a byte")]
 fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u8]) -> bool {
-    match plan.fit {
-        Fit::Amax { divisor, least } => {
+    match &plan.fit {
+        &Fit::Amax { divisor, least } => {
             for scale in scales.iter_mut() {
                 let amax = fmax(*scale, least);
                 *scale = if amax == 0.0 { 1.0 } else { fmax(amax / divisor, f32::from_bits(1)) };
@@ -365,8 +425,14 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
             *reach = if f32::from_bits(least) < LEAST_NORMAL { 2.0 } else { 1.0 + rounding } * divisor;
             stored
         }
-        Fit::Magnitude => store_floats(plan.store, scales, out),
-        Fit::Power { rule, largest, emax, mantissa, .. } => {
+        Fit::Magnitude => {
+            let stored = store_floats(plan.store, scales, out);
+            for scale in scales {
+                *scale = 1.0 / fmax(*scale, 1e-38);
+            }
+            stored
+        }
+        &Fit::Power { rule, largest, emax, mantissa } => {
             let field = |x: f32| (x.to_bits() >> 23).cast_signed();
             let fraction = |x: f32| x.to_bits() & 0x7f_ffff;
             match rule {
@@ -391,23 +457,24 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
             }
             true
         }
-        Fit::Nested { largest, second } => {
-            let Store::E4m3(kind) = plan.store else { return false };
-            let mut far = 0;
-            for (scale, byte) in scales.iter_mut().zip(out) {
-                let amax = *scale;
-                let code = kind.encode((amax / largest) / second).max(1);
-                let code = if amax == 0.0 { 0 } else { code };
-                let value = kind.decode_finite(code) * second;
-                // Where the product underflows all becomes zeros with the sign of x, as dividing by
-                // infinity has it. Any scale makes zeros of a zero block.
-                let divisor = if value == 0.0 { f32::INFINITY } else { value };
-                far |= u32::from(amax > 4096.0 * divisor);
-                *scale = if amax == 0.0 { 1.0 } else { divisor };
-                *byte = code as u8;
+        Fit::Nested(nested) => {
+            let Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, steps } = &**nested;
+            let (mut far, mut lost) = (0, 0);
+            for (&amax, byte) in scales.iter().zip(out.iter_mut()) {
+                let t = ((amax / largest) / second) * factor;
+                let code = kind.encode(fmax(t, *least));
+                let code = if code == 0 { *instead_of_zero } else { code };
+                lost |= u32::from(t == 0.0) & u32::from(amax != 0.0);
+                *byte = if amax == 0.0 { *of_zero } else { code } as u8;
+            }
+            for (scale, &mut code) in scales.iter_mut().zip(out) {
+                let (amax, step) = (*scale, steps[usize::from(code & 127)]);
+                far |= u32::from(if plan.unit == Unit::Divide { amax > 4096.0 * step } else { amax * step > 4096.0 });
+                // Any scale makes zeros of a zero block.
+                *scale = if amax == 0.0 { 1.0 } else { step };
             }
             *reach = if far != 0 { f32::INFINITY } else { 4096.0 };
-            true
+            lost == 0
         }
         Fit::None | Fit::Symmetric { .. } | Fit::Asymmetric { .. } => true,
     }
@@ -489,66 +556,4 @@ fn fit_ranges(plan: &RowEncoder, scales: &mut [f32], zeros: &mut [f32], reach: &
         }
     }
     true
-}
-
-/// Encodes a strip and packs its codes.
-#[inline(always)]
-fn encode_strip<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-    let Scratch { fitted, codes, packed } = scratch;
-    if let Kind::Float16(kind) = plan.element {
-        let bytes = &mut packed[..2 * x.len()];
-        prefetch_next(backend, plan, x);
-        backend.encode_float16(x, kind, bytes);
-        return write_out(backend, plan, bytes, out);
-    }
-    let codes = &mut codes[..x.len()];
-    match plan.element {
-        Kind::Small(element) => {
-            let unit = match plan.fit {
-                Fit::None => Unit::Keep,
-                Fit::Power { drop_sign_of_zero: true, .. } => Unit::MultiplyPositiveZero,
-                Fit::Power { .. } => Unit::Multiply,
-                _ => Unit::Divide,
-            };
-            let group = plan.group.min(STRIP);
-            let Fitted { scales, zeros, high, low, reach } = fitted;
-            if unit == Unit::Divide {
-                let count = x.len().div_ceil(group);
-                backend.reciprocate(&scales[..count], &mut high[..count], &mut low[..count]);
-            }
-            let strip = Strip { x, group, unit, element, scales, high, low, zeros, reach: *reach };
-            backend.encode_blocks(&strip, plan.ahead, codes);
-        }
-        Kind::Book(bins) => {
-            for ((x, codes), &scale) in x.chunks(plan.group).zip(codes.chunks_mut(plan.group)).zip(&fitted.scales) {
-                prefetch_next(backend, plan, x);
-                backend.encode_book(x, 1.0 / fmax(scale, 1e-38), &bins, codes);
-            }
-        }
-        Kind::Float16(_) => {}
-    }
-    if plan.code_bits == 8 {
-        write_out(backend, plan, codes, out);
-    } else {
-        let packed = &mut packed[..out.len()];
-        ops::pack(codes, plan.code_bits, packed);
-        write_out(backend, plan, packed, out);
-    }
-}
-
-#[inline(always)]
-fn write_out<B: Backend>(backend: B, plan: &RowEncoder, from: &[u8], to: &mut [u8]) {
-    if plan.stream {
-        backend.stream_bytes(from, to);
-    } else {
-        to.copy_from_slice(from);
-    }
-}
-
-/// Asks for what lies a strip or a row further: while codes are made, memory would otherwise be idle.
-#[inline(always)]
-fn prefetch_next<B: Backend>(backend: B, plan: &RowEncoder, x: &[f32]) {
-    for line in (0..x.len()).step_by(16) {
-        backend.prefetch(x, plan.ahead + 4 * line);
-    }
 }

@@ -1,10 +1,10 @@
 //! Fast encoding and decoding of the common formats, bit-identical to [`FormatGrid`](crate::FormatGrid).
 //!
-//! The loops are written once, in `ops`, in a form that compilers turn into vector code; a
-//! `Backend` compiles them for an instruction set and adds the few operations that need
-//! instructions by name (stores past the caches, prefetch, table lookups). The instruction set is
-//! chosen when an operation starts; what no kernel covers takes the plain path of `packed.rs`,
-//! which is also the oracle of the tests.
+//! Rows are cut into strips that fit the first-level cache; each step of the work on a strip is a
+//! method of `Backend`. The methods' own bodies, in `ops`, are loops that compilers turn into vector
+//! code; an instruction set compiles them for itself or puts a body of its own instructions in their
+//! place. Steps are called through a table, so that each is compiled once an instruction set. What no
+//! kernel covers takes the plain path of `packed.rs`, which is also the oracle of the tests.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -13,13 +13,14 @@ mod avx512;
 mod decode;
 mod encode;
 mod ops;
-mod portable;
 mod product;
 
 pub(crate) use decode::{RowBytes, RowDecoder};
+use encode::Fitted;
 pub(crate) use encode::RowEncoder;
-pub(crate) use product::dots;
 
+/// Bytes between what is worked on and what is asked for.
+const AHEAD: usize = 8192;
 /// Codes of this many bytes and more are written past the caches.
 const STREAM_BYTES: usize = 512 << 10;
 /// Decoded values of this many bytes and more are written past the caches.
@@ -36,9 +37,9 @@ pub enum Isa {
     Reference,
     /// The kernels in the instructions every CPU of the target has.
     Portable,
-    /// x86-64 with AVX2 and F16C.
+    /// x86-64 with AVX2.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI.
+    /// x86-64 with AVX-512 F, BW, DQ and VL, and BMI2.
     Avx512,
 }
 
@@ -96,89 +97,121 @@ pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Proof that the CPU has an instruction set, and the operations that name its instructions.
-pub(crate) trait Backend: Copy {
+/// Implements methods of [`Backend`] by the loops they stand for, compiled for some features.
+#[cfg(target_arch = "x86_64")]
+macro_rules! compile {
+    ($features:literal: $($name:ident = $path:path, ($($arg:ident: $type:ty),*) $(-> $out:ty)?;)*) => {$(
+        fn $name(&self, $($arg: $type),*) $(-> $out)? {
+            #[target_feature(enable = $features)]
+            fn compiled($($arg: $type),*) $(-> $out)? {
+                $path($($arg),*)
+            }
+            // SAFETY: a value of `Self` proves the features.
+            unsafe { compiled($($arg),*) }
+        }
+    )*};
+}
+#[cfg(target_arch = "x86_64")]
+use compile;
+
+/// Proof that the CPU has an instruction set, and the steps of the kernels in its instructions.
+pub(crate) trait Backend: Sync {
     /// Copies `from` to `to`, of equal length, past the caches where it can.
-    fn stream_bytes(self, from: &[u8], to: &mut [u8]);
-
-    /// Copies `from` to `to`, of equal length, past the caches where it can.
-    fn stream_floats(self, from: &[f32], to: &mut [f32]);
-
-    /// Makes streamed copies visible to other threads in program order.
-    fn fence(self) {}
-
-    /// Asks for the cache line `bytes` after the start of `near`, which may lie beyond its end.
-    fn prefetch(self, near: &[f32], bytes: usize) {
-        let _ = (near, bytes);
+    fn stream_bytes(&self, from: &[u8], to: &mut [u8]) {
+        to.copy_from_slice(from);
     }
 
-    /// The largest magnitude of each block of `group` values, which divides `x`; infinite or NaN when
-    /// a value of the block is.
-    fn amax_blocks(self, x: &[f32], group: usize, out: &mut [f32]);
+    /// Makes streamed copies visible to other threads in program order.
+    fn fence(&self) {}
+
+    /// The largest magnitude of each block of `group` values, the last may be shorter; infinite or NaN
+    /// when a value of the block is. Meanwhile asks for some of what lies `ahead` bytes further.
+    fn amax_blocks(&self, x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
+        let _ = ahead;
+        ops::amax_blocks(x, group, out);
+    }
 
     /// Least and largest value of each block of `group` values, the last may be shorter. Returns
     /// whether all values are finite; which of −0 and 0 counts as less is open.
-    fn range_blocks(self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool;
-
-    /// Prepares the fields `high` and `low` of an [`ops::Strip`], where [`Backend::encode_blocks`] reads them.
-    fn reciprocate(self, scales: &[f32], high: &mut [f32], low: &mut [f32]) {
-        let _ = (scales, high, low);
+    fn range_blocks(&self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+        ops::range_blocks(x, group, least, most)
     }
 
-    /// Encodes blocks, a byte a code; meanwhile asks for what lies `ahead` bytes further.
-    fn encode_blocks(self, strip: &ops::Strip<'_>, ahead: usize, codes: &mut [u8]);
+    /// Fits the first `count` blocks to the extremes in `fitted` and writes their stored scales. False
+    /// when the reference must decide.
+    fn fit(&self, plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
+        encode::fit(plan, fitted, count, out)
+    }
 
-    /// Casts to a 16-bit float, little-endian.
-    fn encode_float16(self, x: &[f32], kind: ops::SmallFloat, codes: &mut [u8]) {
+    /// Encodes blocks, a byte a code; meanwhile asks for the rest of what lies further.
+    fn encode_blocks(&self, strip: &ops::Strip<'_>, codes: &mut [u8]) {
+        ops::encode_blocks(strip, codes);
+    }
+
+    /// Casts to a 16-bit float, little-endian; meanwhile asks for what lies `ahead` bytes further.
+    fn encode_float16(&self, x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) {
+        let _ = ahead;
         ops::encode_float16(x, kind, codes);
     }
 
-    /// `out[i] = table[code i]` for 4-bit codes, two a byte, low nibble first; `out` may be odd.
-    fn lookup16(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]);
+    /// Packs codes of fewer than 8 bits, see [`ops::pack`].
+    fn pack(&self, codes: &[u8], bits: u32, out: &mut [u8]) {
+        ops::pack(codes, bits, out);
+    }
 
-    /// Code of each `x·reciprocal`, clamped to ±1, in a code book: see [`ops::Bins`].
-    fn encode_book(self, x: &[f32], reciprocal: f32, bins: &ops::Bins, codes: &mut [u8]);
+    /// Unpacks codes of fewer than 8 bits, see [`ops::unpack`].
+    fn unpack(&self, bytes: &[u8], bits: u32, codes: &mut [u8]) {
+        ops::unpack(bytes, bits, codes);
+    }
+
+    /// Values of the codes of a strip.
+    fn decode(&self, codes: &decode::Strip<'_>, out: &mut [f32]) {
+        decode::decode_strip(codes, out, ops::lookup16);
+    }
+
+    /// How long a strip [`Backend::decode_past_caches`] likes best.
+    fn strip_past_caches(&self) -> usize {
+        ops::STRIP
+    }
+
+    /// The same past the caches where it can; `buffer` is as long as `out`.
+    fn decode_past_caches(&self, codes: &decode::Strip<'_>, buffer: &mut [f32], out: &mut [f32]) {
+        let _ = buffer;
+        self.decode(codes, out);
+    }
+
+    /// Values of 16-bit floats, little-endian.
+    fn decode_float16(&self, kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]) {
+        ops::decode_float16(kind, codes, out);
+    }
+
+    /// See [`product::dots`].
+    fn dots(&self, inputs: &[f32], weights: &[f32], out: &mut [f32]) {
+        product::dots(inputs, weights, out);
+    }
 }
 
-/// A piece of work that can be compiled for any instruction set.
-///
-/// Implementations mark `run` `#[inline(always)]`, and so does all it calls in loops, so that the
-/// bodies end up inside the one function that has the instruction set enabled.
-pub(crate) trait Job {
-    /// What the work gives.
-    type Output;
+/// Needs no proof: the instructions that every CPU of the target has (on aarch64 that includes NEON).
+struct Portable;
 
-    /// Does the work.
-    fn run<B: Backend>(self, backend: B) -> Self::Output;
-}
+impl Backend for Portable {}
 
-/// Runs a job on an instruction set.
-pub(crate) fn dispatch<J: Job>(isa: Isa, job: J) -> J::Output {
-    match isa {
+impl Isa {
+    /// The steps in the instructions of this way, or the portable ones when this CPU lacks it.
+    pub(crate) fn backend(self) -> &'static dyn Backend {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => match avx512::Avx512::detect() {
-            Some(backend) => backend.dispatch(job),
-            None => job.run(portable::Portable),
-        },
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => match avx2::Avx2::detect() {
-            Some(backend) => backend.dispatch(job),
-            None => job.run(portable::Portable),
-        },
-        _ => job.run(portable::Portable),
+        match self {
+            Self::Avx512 => return avx512::Avx512::detect().unwrap_or(&Portable),
+            Self::Avx2 => return avx2::Avx2::detect().unwrap_or(&Portable),
+            Self::Reference | Self::Portable => {}
+        }
+        &Portable
     }
 }
 
 /// The largest magnitude; infinite or NaN when a value is.
 pub(crate) fn amax(isa: Isa, x: &[f32]) -> f32 {
-    struct Amax<'a>(&'a [f32]);
-    impl Job for Amax<'_> {
-        type Output = f32;
-
-        #[inline(always)]
-        fn run<B: Backend>(self, _: B) -> f32 {
-            f32::from_bits(ops::amax_bits(self.0))
-        }
-    }
-    dispatch(isa, Amax(x))
+    let mut amax = [0.0];
+    isa.backend().amax_blocks(x, x.len().max(1), AHEAD, &mut amax);
+    amax[0]
 }

@@ -5,7 +5,7 @@
 //! No operation here is fused or reordered: each float operation is one of the reference's, or is
 //! exact, or its result is proven not to depend on the difference.
 
-use crate::FloatKind;
+use crate::{Codebook, FloatKind};
 
 /// Adding it rounds an f32 below 2^22 to an integer, ties to even, that then stands in the low bits.
 pub(crate) const MAGIC: f32 = 12_582_912.0;
@@ -79,13 +79,15 @@ fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], f: impl Fn(T, T) -> T) -> 
 }
 
 /// See [`Backend::amax_blocks`](super::Backend::amax_blocks).
+#[inline(always)]
 pub(crate) fn amax_blocks(x: &[f32], group: usize, out: &mut [f32]) {
-    for (block, amax) in x.chunks_exact(group).zip(out) {
+    for (block, amax) in x.chunks(group).zip(out) {
         *amax = f32::from_bits(amax_bits(block));
     }
 }
 
 /// See [`Backend::range_blocks`](super::Backend::range_blocks).
+#[inline(always)]
 pub(crate) fn range_blocks(x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
     let mut finite = true;
     for ((block, least), most) in x.chunks(group).zip(least).zip(most) {
@@ -101,21 +103,23 @@ pub(crate) fn range_blocks(x: &[f32], group: usize, least: &mut [f32], most: &mu
 pub(crate) enum Unit {
     /// Not at all.
     Keep,
-    /// `x·scale`; the scale is the reciprocal of a power of two.
+    /// `x·scale`.
     Multiply,
-    /// The same, −0 counting as 0.
-    MultiplyPositiveZero,
     /// `x / scale`, as the reference does.
     Divide,
 }
 
 /// How a value in the unit of its block becomes a code.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a tensor, and it is not moved")]
 pub(crate) enum Element {
-    /// `clamp(rne(v·factor) + zero, low, high)` with the zero point of the block.
+    /// `clamp(rne(v·factor) + zero, low, high)` with the zero point of the block; `low` is 0 or
+    /// nothing has a zero point.
     Int { factor: f32, low: f32, high: f32 },
     /// A float of at most 8 bits.
     Float(SmallFloat),
+    /// A code book.
+    Book(Bins),
 }
 
 /// Blocks to encode.
@@ -127,18 +131,22 @@ pub(crate) struct Strip<'a> {
     pub(crate) group: usize,
     /// The unit of every block.
     pub(crate) unit: Unit,
+    /// −0 counts as 0.
+    pub(crate) positive_zero: bool,
     /// The element of every value.
-    pub(crate) element: Element,
-    /// A positive scale a block.
-    pub(crate) scales: &'a [f32],
-    /// What a backend made of the scales.
-    pub(crate) high: &'a [f32],
-    /// What a backend made of the scales.
-    pub(crate) low: &'a [f32],
+    pub(crate) element: &'a Element,
+    /// A scale a block.
+    pub(crate) scales: &'a [f32; BLOCKS],
+    /// The nearest f32 to the reciprocal of a scale, where units divide.
+    pub(crate) high: &'a [f32; BLOCKS],
+    /// What is left of the reciprocal.
+    pub(crate) low: &'a [f32; BLOCKS],
     /// A zero point a block.
-    pub(crate) zeros: &'a [f32],
+    pub(crate) zeros: &'a [f32; BLOCKS],
     /// No value is larger than so many scales.
     pub(crate) reach: f32,
+    /// Bytes between what is worked on and what is asked for.
+    pub(crate) ahead: usize,
 }
 
 /// The smallest blocks that kernels take.
@@ -151,38 +159,43 @@ pub(crate) const BLOCKS: usize = STRIP / LEAST_GROUP;
 /// Writes a code a byte.
 #[inline(always)]
 pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
-    let params = strip.scales.iter().zip(strip.zeros);
-    for ((x, codes), (&scale, &zero)) in strip.x.chunks(strip.group).zip(codes.chunks_mut(strip.group)).zip(params) {
-        encode_block(strip, x, scale, zero, codes);
-    }
-}
-
-/// Writes the codes of one block or a part of it.
-#[inline(always)]
-pub(crate) fn encode_block(strip: &Strip<'_>, x: &[f32], scale: f32, zero: f32, codes: &mut [u8]) {
     match strip.unit {
-        Unit::Keep => encode_values(strip.element, x, zero, codes, |x| x),
-        Unit::Multiply => encode_values(strip.element, x, zero, codes, |x| x * scale),
-        Unit::MultiplyPositiveZero => encode_values(strip.element, x, zero, codes, |x| (x + 0.0) * scale),
-        Unit::Divide => encode_values(strip.element, x, zero, codes, |x| x / scale),
+        Unit::Keep => encode_units(strip, codes, |x, _| x),
+        Unit::Multiply => encode_units(strip, codes, |x, scale| x * scale),
+        Unit::Divide => encode_units(strip, codes, |x, scale| x / scale),
     }
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the low byte is the code")]
-fn encode_values(element: Element, x: &[f32], zero: f32, codes: &mut [u8], unit: impl Fn(f32) -> f32) {
-    match element {
+fn encode_units(strip: &Strip<'_>, codes: &mut [u8], unit: impl Fn(f32, f32) -> f32) {
+    let blocks = strip.x.chunks(strip.group).zip(codes.chunks_mut(strip.group));
+    let blocks = blocks.zip(strip.scales.iter().zip(strip.zeros));
+    match strip.element {
         Element::Int { factor, low, high } => {
-            // Clamping between integers before rounding or after gives the same.
-            let (low, high) = (low - zero, high - zero);
-            for (&x, code) in x.iter().zip(codes) {
-                let v = fmin(fmax(unit(x) * factor, low), high);
-                *code = ((v + MAGIC) + zero).to_bits() as u8;
+            for ((x, codes), (&scale, &zero)) in blocks {
+                // Clamping between integers before rounding or after gives the same.
+                let (low, high) = (low - zero, high - zero);
+                for (&x, code) in x.iter().zip(codes) {
+                    let v = fmin(fmax(unit(x, scale) * factor, low), high);
+                    *code = ((v + MAGIC) + zero).to_bits() as u8;
+                }
             }
         }
-        Element::Float(kind) => {
-            for (&x, code) in x.iter().zip(codes) {
-                *code = kind.encode(unit(x)) as u8;
+        &Element::Float(kind) => {
+            // x + 0 is x but for −0, x − 0 is x.
+            let zero = if strip.positive_zero { 0.0 } else { -0.0 };
+            for ((x, codes), (&scale, _)) in blocks {
+                for (&x, code) in x.iter().zip(codes) {
+                    *code = kind.encode(unit(x + zero, scale)) as u8;
+                }
+            }
+        }
+        Element::Book(bins) => {
+            for ((x, codes), (&scale, _)) in blocks {
+                for (&x, code) in x.iter().zip(codes) {
+                    *code = bins.code(unit(x, scale));
+                }
             }
         }
     }
@@ -202,7 +215,7 @@ pub(crate) struct SmallFloat {
     /// Where its sign stands.
     pub(crate) sign: u32,
     /// Magnitudes above it are NaN, or infinite for the first of an IEEE kind.
-    max_code: u32,
+    pub(crate) max_code: u32,
     ieee: bool,
 }
 
@@ -272,6 +285,12 @@ impl SmallFloat {
         code | (bits >> 31) << self.sign
     }
 
+    /// The bits of a code.
+    #[inline(always)]
+    pub(crate) fn code_mask(self) -> u32 {
+        (2 << self.sign) - 1
+    }
+
     /// The value of a code of a positive finite number.
     #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "a code has at most 15 bits")]
@@ -285,17 +304,19 @@ impl SmallFloat {
     #[inline(always)]
     pub(crate) fn decode(self, code: u32) -> f32 {
         let magnitude = code & ((1 << self.sign) - 1);
-        let value = self.decode_finite(magnitude);
-        let beyond = if self.ieee && magnitude == self.max_code + 1 { f32::INFINITY } else { f32::NAN };
         let sign = code >> self.sign << 31;
-        let signed = |value: f32| f32::from_bits(value.to_bits() | sign);
-        if magnitude <= self.max_code {
-            signed(value)
-        } else if beyond.is_infinite() {
-            signed(beyond)
-        } else {
-            f32::NAN
-        }
+        let finite = self.decode_finite(magnitude).to_bits() | sign;
+        let infinite = self.ieee && magnitude == self.max_code + 1;
+        let beyond = if infinite { INFINITE | sign } else { f32::NAN.to_bits() };
+        f32::from_bits(if magnitude <= self.max_code { finite } else { beyond })
+    }
+}
+
+/// Values of 16-bit floats.
+#[inline(always)]
+pub(crate) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
+    for (value, &word) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+        *value = kind.decode(u32::from(u16::from_le_bytes(word)));
     }
 }
 
@@ -308,63 +329,66 @@ pub(crate) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) {
     }
 }
 
-/// A code book whose entries rise, as cells that hold at most one boundary between codes.
-///
-/// With `cell = rne(v·15.49) mod 32`, the code of `v` is `first[cell] + (v > boundary[cell])`.
-#[derive(Clone, Copy, Debug)]
+/// A code book in ascending order. The code of `v` is the number of edges that `clamp(v, ±1)` exceeds,
+/// or what `codes` has there.
+#[derive(Clone, Debug)]
 pub(crate) struct Bins {
-    /// Largest value of code `i`: the middle between two entries; the last is infinite.
+    /// The middle between two neighbours; the last is infinite.
     pub(crate) edges: [f32; 16],
-    /// Code below the boundary of a cell.
+    /// Codes of the entries in ascending order.
+    pub(crate) codes: [u8; 16],
+    /// A quicker way, if no two edges lie close together.
+    pub(crate) cells: Option<Cells>,
+}
+
+/// Cells that hold at most one edge: with `cell = rne(v·15.49) mod 32`, as many edges lie below `v` as
+/// `first[cell] + (v > edge[cell])`.
+#[derive(Clone, Debug)]
+pub(crate) struct Cells {
+    /// Edges below a cell.
     pub(crate) first: [u32; 32],
-    /// The boundary in a cell, or infinity.
-    pub(crate) boundary: [f32; 32],
+    /// The edge in a cell, or infinity.
+    pub(crate) edge: [f32; 32],
 }
 
 impl Bins {
     /// Cells per unit.
     pub(crate) const CELLS: f32 = 15.49;
 
-    /// The bins of a table; `None` unless it rises and its boundaries lie apart.
-    pub(crate) fn new(values: &[f32; 16]) -> Option<Self> {
+    /// The bins of a table.
+    pub(crate) fn new(book: Codebook) -> Self {
+        let codes = book.ascending();
+        let values = codes.map(|code| book.values()[usize::from(code)]);
         let mut edges = [f32::INFINITY; 16];
         for (edge, pair) in edges.iter_mut().zip(values.windows(2)) {
-            let (low, high) = (pair[0], pair[1]);
-            if low.partial_cmp(&high) != Some(std::cmp::Ordering::Less) {
-                return None;
-            }
-            *edge = (low + high) / 2.0;
+            *edge = (pair[0] + pair[1]) / 2.0;
         }
-        let (mut first, mut boundary) = ([0; 32], [f32::INFINITY; 32]);
-        for cell in -15_i32..=15 {
-            let slot = (cell & 31).cast_unsigned() as usize;
-            let inside = |edge: &&f32| Self::cell(**edge) == cell;
-            if edges[..15].iter().filter(inside).count() > 1 {
-                return None;
-            }
-            boundary[slot] = edges[..15].iter().find(inside).copied().unwrap_or(f32::INFINITY);
-            first[slot] = edges[..15].iter().map(|&edge| u32::from(Self::cell(edge) < cell)).sum();
-        }
-        Some(Self { edges, first, boundary })
+        Self { edges, codes, cells: Self::cells(&edges[..15]) }
     }
 
-    fn cell(v: f32) -> i32 {
-        (v * Self::CELLS + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed()
+    fn cells(edges: &[f32]) -> Option<Cells> {
+        let cell = |v: f32| (v * Self::CELLS + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
+        let mut cells = Cells { first: [0; 32], edge: [f32::INFINITY; 32] };
+        for i in -15_i32..=15 {
+            let slot = (i & 31).cast_unsigned() as usize;
+            let mut inside = edges.iter().filter(|&&edge| cell(edge) == i);
+            cells.edge[slot] = inside.next().copied().unwrap_or(f32::INFINITY);
+            if inside.next().is_some() {
+                return None;
+            }
+            cells.first[slot] = edges.iter().map(|&edge| u32::from(cell(edge) < i)).sum();
+        }
+        Some(cells)
     }
-}
 
-/// Codes of `clamp(x·reciprocal, −1, 1)`: the number of edges it exceeds.
-#[inline(always)]
-pub(crate) fn encode_book(x: &[f32], reciprocal: f32, bins: &Bins, codes: &mut [u8]) {
-    for (&x, code) in x.iter().zip(codes) {
-        let v = fmin(fmax(x * reciprocal, -1.0), 1.0);
+    #[inline(always)]
+    fn code(&self, v: f32) -> u8 {
+        let v = fmin(fmax(v, -1.0), 1.0);
         let mut count = 0_u32;
-        for &edge in &bins.edges[..15] {
+        for &edge in &self.edges[..15] {
             count += u32::from(v > edge);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "at most 15")]
-        let count = count as u8;
-        *code = count;
+        self.codes[(count & 15) as usize]
     }
 }
 
@@ -381,26 +405,42 @@ pub(crate) fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
         }
         return;
     }
-    let mask = ((1_u64 << bits) - 1) * 0x0101_0101_0101_0101;
+    pack_by(codes, bits, out, |w| gather_bits(w, bits));
+}
+
+/// The low `bits` bits of every byte.
+#[inline(always)]
+fn low_bits(bits: u32) -> u64 {
+    ((1 << bits) - 1) * 0x0101_0101_0101_0101
+}
+
+/// Packs eight codes at a time; `gather` moves the low bits of each byte together.
+#[inline(always)]
+pub(crate) fn pack_by(codes: &[u8], bits: u32, out: &mut [u8], gather: impl Fn(u64) -> u64) {
     let width = bits as usize;
     let (eights, tail) = codes.as_chunks::<8>();
-    let whole = eights.len() * width;
-    let (body, rest) = out.split_at_mut(whole);
-    for (eight, bytes) in eights.iter().zip(body.chunks_exact_mut(width)) {
-        let word = gather_bits(u64::from_le_bytes(*eight) & mask, bits).to_le_bytes();
-        bytes.copy_from_slice(&word[..width]);
+    let mut out = out;
+    for eight in eights {
+        let word = gather(u64::from_le_bytes(*eight)).to_le_bytes();
+        // What is written too far is written again.
+        match out.first_chunk_mut::<8>() {
+            Some(bytes) => *bytes = word,
+            None => out[..width].copy_from_slice(&word[..width]),
+        }
+        out = &mut out[width..];
     }
     if !tail.is_empty() {
         let mut eight = [0; 8];
         eight[..tail.len()].copy_from_slice(tail);
-        let word = gather_bits(u64::from_le_bytes(eight) & mask, bits).to_le_bytes();
-        rest.copy_from_slice(&word[..rest.len()]);
+        let word = gather(u64::from_le_bytes(eight)).to_le_bytes();
+        out.copy_from_slice(&word[..out.len()]);
     }
 }
 
 /// Moves the low `bits` bits of each byte together.
 #[inline(always)]
 fn gather_bits(w: u64, bits: u32) -> u64 {
+    let w = w & low_bits(bits);
     let w = (w & 0x00ff_00ff_00ff_00ff) | (w & 0xff00_ff00_ff00_ff00) >> (8 - bits);
     let w = (w & 0x0000_ffff_0000_ffff) | (w & 0xffff_0000_ffff_0000) >> (16 - 2 * bits);
     (w & 0xffff_ffff) | (w & 0xffff_ffff_0000_0000) >> (32 - 4 * bits)
@@ -420,26 +460,25 @@ fn scatter_bits(w: u64, bits: u32) -> u64 {
 /// Unpacks codes of `bits` < 8 bits, the first standing at the start of `bytes`.
 #[inline(always)]
 pub(crate) fn unpack(bytes: &[u8], bits: u32, codes: &mut [u8]) {
-    let width = bits as usize;
-    let (eights, tail) = codes.as_chunks_mut::<8>();
-    let whole = eights.len() * width;
-    let mut rest = &bytes[whole..];
+    unpack_by(bytes, bits, codes, |w| scatter_bits(w, bits));
+}
+
+/// Unpacks eight codes at a time; `scatter` puts each group of bits into a byte of its own.
+#[inline(always)]
+pub(crate) fn unpack_by(bytes: &[u8], bits: u32, codes: &mut [u8], scatter: impl Fn(u64) -> u64) {
     let mut bytes = bytes;
-    for eight in eights {
+    for eight in codes.chunks_mut(8) {
         let mut word = [0; 8];
         match bytes.first_chunk::<8>() {
             Some(chunk) => word = *chunk,
-            None => word[..width].copy_from_slice(&bytes[..width]),
+            None => word[..bytes.len()].copy_from_slice(bytes),
         }
-        *eight = scatter_bits(u64::from_le_bytes(word), bits).to_le_bytes();
-        bytes = &bytes[width..];
-    }
-    if !tail.is_empty() {
-        let mut word = [0; 8];
-        rest = &rest[..rest.len().min(width)];
-        word[..rest.len()].copy_from_slice(rest);
-        let eight = scatter_bits(u64::from_le_bytes(word), bits).to_le_bytes();
-        tail.copy_from_slice(&eight[..tail.len()]);
+        let scattered = scatter(u64::from_le_bytes(word)).to_le_bytes();
+        match eight.as_mut_array::<8>() {
+            Some(eight) => *eight = scattered,
+            None => eight.copy_from_slice(&scattered[..eight.len()]),
+        }
+        bytes = &bytes[bytes.len().min(bits as usize)..];
     }
 }
 

@@ -1,7 +1,5 @@
 //! Sums of products.
 
-use super::{Backend, Isa, Job, dispatch};
-
 /// Lanes a sum is formed in; they are added pairwise at the end, the same on every machine.
 const LANES: usize = 16;
 
@@ -9,30 +7,16 @@ const LANES: usize = 16;
 ///
 /// Element `k` is added to lane `k mod 16`; lanes are then folded by halves. No product is fused
 /// with its sum.
-pub(crate) fn dots(isa: Isa, inputs: &[f32], weights: &[f32], out: &mut [f32]) {
-    dispatch(isa, Dots { inputs, weights, out });
-}
-
-struct Dots<'a> {
-    inputs: &'a [f32],
-    weights: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Job for Dots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<B: Backend>(self, _: B) {
-        let columns = self.weights.len().max(1);
-        let mut inputs = self.inputs.chunks_exact(4 * columns);
-        let (fours, rest) = self.out.split_at_mut(self.out.len() / 4 * 4);
-        for (rows, out) in (&mut inputs).zip(fours.as_chunks_mut::<4>().0) {
-            *out = dot_rows::<4>(rows, self.weights);
-        }
-        for (row, out) in inputs.remainder().chunks_exact(columns).zip(rest) {
-            [*out] = dot_rows::<1>(row, self.weights);
-        }
+#[inline(always)]
+pub(crate) fn dots(inputs: &[f32], weights: &[f32], out: &mut [f32]) {
+    let columns = weights.len().max(1);
+    let mut inputs = inputs.chunks_exact(4 * columns);
+    let (fours, rest) = out.split_at_mut(out.len() / 4 * 4);
+    for (rows, out) in (&mut inputs).zip(fours.as_chunks_mut::<4>().0) {
+        *out = dot_rows::<4>(rows, weights);
+    }
+    for (row, out) in inputs.remainder().chunks_exact(columns).zip(rest) {
+        [*out] = dot_rows::<1>(row, weights);
     }
 }
 

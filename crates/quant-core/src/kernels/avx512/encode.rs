@@ -1,6 +1,9 @@
 //! Codes of blocks of values, four vectors at a time.
 
-use super::super::ops::{self, Element, SmallFloat, Strip, Unit};
+use super::super::encode as plain;
+use super::super::ops::{self, Bins, Cells, Element, SmallFloat, Strip, Unit};
+use super::super::{Fitted, RowEncoder};
+use super::{VECTORS, prefetch, spread};
 use std::arch::x86_64::*;
 
 /// Scales by which [`quotient`] divides exactly: 2^-60 to 2^60.
@@ -10,45 +13,58 @@ const EXACT_RANGE: f32 = 65536.0;
 
 const KEEP: u8 = 0;
 const MULTIPLY: u8 = 1;
-const MULTIPLY_POSITIVE_ZERO: u8 = 2;
-const QUOTIENT: u8 = 3;
+const QUOTIENT: u8 = 2;
 
 const FLOAT: u8 = 0;
-const INT: u8 = 1;
-const INT_OFFSET: u8 = 2;
-/// No value of the strip needs clamping.
-const INT_INSIDE: u8 = 3;
+/// Two's complement.
+const SIGNED: u8 = 1;
+/// Codes from 0 on, with a zero point.
+const UNSIGNED: u8 = 2;
+const BOOK: u8 = 3;
+
+/// As [`plain::fit`]; prepares the reciprocals of scales as well.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
+    let done = plain::fit(plan, fitted, count, out);
+    let scales = fitted.scales[..count].iter();
+    for ((&scale, high), low) in scales.zip(&mut fitted.high).zip(&mut fitted.low) {
+        *high = 1.0 / scale;
+        *low = (-*high).mul_add(scale, 1.0) * *high;
+    }
+    done
+}
 
 /// Writes a code a byte.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn encode_blocks(strip: &Strip<'_>, ahead: usize, codes: &mut [u8]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
     match (strip.element, strip.unit) {
         _ if !strip.group.is_multiple_of(16) && strip.group < strip.x.len() => any_blocks(strip, codes),
         (_, Unit::Divide) if !divides_exactly(strip) => any_blocks(strip, codes),
-        (Element::Int { .. }, Unit::Multiply) => walk::<MULTIPLY, INT>(strip, ahead, codes),
-        (Element::Int { low, high, .. }, Unit::Divide) if strip.reach < high.min(-low) + 0.499 => {
-            walk::<QUOTIENT, INT_INSIDE>(strip, ahead, codes);
-        }
-        (Element::Int { low, .. }, Unit::Divide) if low < 0.0 => walk::<QUOTIENT, INT>(strip, ahead, codes),
-        (Element::Int { .. }, Unit::Divide) => walk::<QUOTIENT, INT_OFFSET>(strip, ahead, codes),
-        (Element::Float(_), Unit::Keep) => walk::<KEEP, FLOAT>(strip, ahead, codes),
-        (Element::Float(_), Unit::Multiply) => walk::<MULTIPLY, FLOAT>(strip, ahead, codes),
-        (Element::Float(_), Unit::MultiplyPositiveZero) => walk::<MULTIPLY_POSITIVE_ZERO, FLOAT>(strip, ahead, codes),
-        (Element::Float(_), Unit::Divide) => walk::<QUOTIENT, FLOAT>(strip, ahead, codes),
-        (Element::Int { .. }, _) => any_blocks(strip, codes),
+        (Element::Int { .. }, Unit::Multiply) if strip.reach.is_finite() => walk::<MULTIPLY, SIGNED>(strip, codes),
+        (Element::Int { low, .. }, Unit::Divide) if *low < 0.0 => walk::<QUOTIENT, SIGNED>(strip, codes),
+        (Element::Int { .. }, Unit::Divide) => walk::<QUOTIENT, UNSIGNED>(strip, codes),
+        (Element::Float(_), Unit::Keep) => walk::<KEEP, FLOAT>(strip, codes),
+        (Element::Float(_), Unit::Multiply) => walk::<MULTIPLY, FLOAT>(strip, codes),
+        (Element::Float(_), Unit::Divide) => walk::<QUOTIENT, FLOAT>(strip, codes),
+        (Element::Book(Bins { cells: Some(_), .. }), Unit::Multiply) => walk::<MULTIPLY, BOOK>(strip, codes),
+        _ => any_blocks(strip, codes),
     }
 }
 
 /// Casts to a 16-bit float by the operations of `SmallFloat::encode16`, for f16 by the instruction.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, ahead: usize, codes: &mut [u8]) {
     let half = kind.shift == 13;
     let largest = _mm512_set1_ps(f32::from_bits(kind.max));
     let (vectors, tail) = x.as_chunks::<16>();
     let (code_vectors, code_tail) = codes.as_chunks_mut::<32>();
-    for (x, codes) in vectors.iter().zip(code_vectors) {
+    for (i, (x, codes)) in vectors.iter().zip(code_vectors).enumerate() {
+        if i % 4 != 0 {
+            prefetch(x, ahead);
+        }
         // SAFETY: `x` is a reference to 16 floats.
         let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
         // The lesser magnitude of the two with the sign of x.
@@ -68,6 +84,31 @@ pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) {
     ops::encode_float16(tail, kind, code_tail);
 }
 
+/// Packs codes of fewer than 8 bits, see [`ops::pack`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
+    if bits != 4 {
+        let mask = ((1 << bits) - 1) * 0x0101_0101_0101_0101;
+        return ops::pack_by(codes, bits, out, |w| _pext_u64(w, mask));
+    }
+    let (pairs, tail) = codes.as_chunks::<128>();
+    let (lines, out_tail) = out.split_at_mut(64 * pairs.len());
+    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    for (pair, line) in pairs.iter().zip(lines.as_chunks_mut::<64>().0) {
+        let words = |from: &[u8]| {
+            // SAFETY: the slice is checked to hold 64 bytes.
+            let v = unsafe { _mm512_loadu_si512(from[..64].as_ptr().cast()) };
+            // low + 16·high of every two bytes.
+            _mm512_maddubs_epi16(_mm512_and_si512(v, _mm512_set1_epi8(15)), _mm512_set1_epi16(0x1001))
+        };
+        let packed = _mm512_packus_epi16(words(pair), words(&pair[64..]));
+        // SAFETY: `line` is a reference to 64 bytes.
+        unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), _mm512_permutexvar_epi64(order, packed)) };
+    }
+    ops::pack(tail, 4, out_tail);
+}
+
 /// Whether no quotient of the strip overflows and none that matters underflows.
 fn divides_exactly(strip: &Strip<'_>) -> bool {
     // Bits of positive floats order as they do.
@@ -78,6 +119,13 @@ fn divides_exactly(strip: &Strip<'_>) -> bool {
     }
     let scales = f32::from_bits(least)..=f32::from_bits(most);
     scales.start() >= EXACT_SCALES.start() && scales.end() <= EXACT_SCALES.end() && strip.reach <= EXACT_RANGE
+}
+
+/// What no other function here covers. Not inlined: it is compiled once, not once a caller.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn any_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
+    ops::encode_blocks(strip, codes);
 }
 
 /// What the values of one block share, in every lane.
@@ -94,228 +142,182 @@ struct Lanes {
 #[derive(Clone, Copy)]
 struct Constants {
     factor: __m512,
-    least: __m512,
-    most: __m512,
+    /// Least and largest code of an integer, in bytes.
+    least: __m512i,
+    most: __m512i,
+    /// Largest value of a float.
+    largest: __m512,
     /// Least normal value of a float.
     normal: __m512,
-    /// What rounds a value of each binade and leaves its code in the low bits, by the low five bits
-    /// of the exponent.
-    magic: [__m512i; 2],
-    sign_shift: __m128i,
-    sign: __m512i,
-    /// Positions of the lowest and of the highest bytes of the words of two vectors.
-    low_bytes: __m512i,
-    high_bytes: __m512i,
-}
-
-/// What no other function here covers. Not inlined: it is compiled once, not once a caller.
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn any_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
-    ops::encode_blocks(strip, codes);
-}
-
-/// Fewer than 16 values at the end of a block. Not inlined, as above.
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn tail_of_block(strip: &Strip<'_>, x: &[f32], block: usize, codes: &mut [u8]) {
-    ops::encode_block(strip, x, strip.scales[block], strip.zeros[block], codes);
-}
-
-/// The strip in pieces of 64 values where blocks allow it, else of 16, else value by value.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, ahead: usize, codes: &mut [u8]) {
-    let constants = constants(strip.element);
-    let lanes = |block: usize| Lanes {
-        scale: _mm512_set1_ps(strip.scales[block]),
-        high: _mm512_set1_ps(strip.high[block]),
-        low: _mm512_set1_ps(strip.low[block]),
-        zero: _mm512_set1_ps(strip.zeros[block]),
-    };
-    let mut done = 0;
-    match strip.group {
-        16 => {
-            let chunks = strip.x.as_chunks::<64>().0;
-            for (i, (x, codes)) in chunks.iter().zip(codes.as_chunks_mut::<64>().0).enumerate() {
-                prefetch(x, ahead);
-                let lanes = [lanes(4 * i), lanes(4 * i + 1), lanes(4 * i + 2), lanes(4 * i + 3)];
-                sixty_four::<UNIT, KIND>(x, lanes, constants, codes);
-            }
-            done = 64 * chunks.len();
-        }
-        32 => {
-            let chunks = strip.x.as_chunks::<64>().0;
-            for (i, (x, codes)) in chunks.iter().zip(codes.as_chunks_mut::<64>().0).enumerate() {
-                prefetch(x, ahead);
-                let (first, second) = (lanes(2 * i), lanes(2 * i + 1));
-                sixty_four::<UNIT, KIND>(x, [first, first, second, second], constants, codes);
-            }
-            done = 64 * chunks.len();
-        }
-        group if group.is_multiple_of(64) || group >= strip.x.len() => {
-            for (i, (x, codes)) in strip.x.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
-                let shared = lanes(i);
-                let chunks = x.as_chunks::<64>().0;
-                for (x, codes) in chunks.iter().zip(codes.as_chunks_mut::<64>().0) {
-                    prefetch(x, ahead);
-                    sixty_four::<UNIT, KIND>(x, [shared; 4], constants, codes);
-                }
-                // Only the last block may be ragged.
-                done += 64 * chunks.len();
-            }
-        }
-        _ => {}
-    }
-    let (x, codes) = (&strip.x[done..], &mut codes[done..]);
-    let (vectors, tail) = x.as_chunks::<16>();
-    let (code_vectors, code_tail) = codes.as_chunks_mut::<16>();
-    for (i, (x, codes)) in vectors.iter().zip(code_vectors).enumerate() {
-        // SAFETY: `x` is a reference to 16 floats.
-        let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
-        let code = sixteen::<UNIT, KIND>(x, lanes((done + 16 * i) / strip.group), constants);
-        let mut bytes = _mm512_cvtepi32_epi8(code);
-        if KIND == FLOAT {
-            let top = _mm512_cvtepi32_epi8(_mm512_srli_epi32::<24>(signed::<UNIT>(x)));
-            let signs = _mm_and_si128(_mm_srl_epi16(top, constants.sign_shift), _mm512_castsi512_si128(constants.sign));
-            bytes = _mm_or_si128(bytes, signs);
-        }
-        // SAFETY: `codes` is a reference to 16 bytes.
-        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), bytes) };
-    }
-    if !tail.is_empty() {
-        let block = (strip.x.len() - 1) / strip.group;
-        tail_of_block(strip, tail, block, code_tail);
-    }
+    /// Of a float, what rounds a value of each binade and leaves its code in the low bits, by the low
+    /// five bits of the exponent; of a code book, the edge in each cell.
+    table: [__m512i; 2],
+    /// Of a code book, the edges below each cell.
+    first: [__m512i; 2],
+    /// The codes of a book in ascending order, in every quarter.
+    codes: __m512i,
+    /// Where the sign of a value comes to stand, counted from the top, and all below it.
+    sign_shift: __m512i,
+    magnitude: __m512i,
+    /// Added to values for their sign: −0 keeps it.
+    sign_of_zero: __m512,
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn prefetch(x: &[f32; 64], ahead: usize) {
-    for line in 0..4 {
-        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(ahead + 64 * line));
-    }
-}
-
-/// The nearest f32 to the reciprocal of each scale, and what is left of it.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn reciprocate(scales: &[f32], high: &mut [f32], low: &mut [f32]) {
-    for ((&scale, high), low) in scales.iter().zip(high).zip(low) {
-        *high = 1.0 / scale;
-        *low = (-*high).mul_add(scale, 1.0) * *high;
-    }
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn two<T>(table: &[T; 32]) -> [__m512i; 2] {
+    const { assert!(size_of::<T>() == 4, "entries of 32 bits") };
+    // SAFETY: each load reads 16 of the 32 entries.
+    unsafe { [_mm512_loadu_si512(table.as_ptr().cast()), _mm512_loadu_si512(table[16..].as_ptr().cast())] }
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn constants(element: Element) -> Constants {
-    // The compiler would split lookups at positions it knows into more and smaller steps.
-    let low_bytes = std::hint::black_box(_mm512_set_epi64(
-        0x3c38_3430_2c28_2420,
-        0x1c18_1410_0c08_0400,
-        0x7c78_7470_6c68_6460,
-        0x5c58_5450_4c48_4440,
-        0x7c78_7470_6c68_6460,
-        0x5c58_5450_4c48_4440,
-        0x3c38_3430_2c28_2420,
-        0x1c18_1410_0c08_0400,
-    ));
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+#[expect(clippy::cast_possible_truncation, reason = "limits of codes of at most 8 bits")]
+fn constants(strip: &Strip<'_>) -> Constants {
+    let nothing = _mm512_setzero_si512();
     let mut all = Constants {
-        factor: _mm512_setzero_ps(),
-        least: _mm512_setzero_ps(),
-        most: _mm512_setzero_ps(),
+        factor: _mm512_set1_ps(1.0),
+        least: nothing,
+        most: nothing,
+        largest: _mm512_setzero_ps(),
         normal: _mm512_setzero_ps(),
-        magic: [_mm512_setzero_si512(); 2],
-        sign_shift: _mm_setzero_si128(),
-        sign: _mm512_setzero_si512(),
-        low_bytes,
-        high_bytes: _mm512_add_epi8(low_bytes, _mm512_set1_epi8(3)),
+        table: [nothing; 2],
+        first: [nothing; 2],
+        codes: nothing,
+        sign_shift: nothing,
+        magnitude: nothing,
+        sign_of_zero: _mm512_set1_ps(if strip.positive_zero { 0.0 } else { -0.0 }),
     };
-    match element {
-        Element::Int { factor, low, high } => {
+    match strip.element {
+        &Element::Int { factor, low, high } => {
+            let byte = |v: f32| _mm512_set1_epi8((v as i16).to_le_bytes()[0].cast_signed());
             all.factor = _mm512_set1_ps(factor);
-            all.least = _mm512_set1_ps(low);
-            all.most = _mm512_set1_ps(high);
+            (all.least, all.most) = (byte(low), byte(high));
         }
-        Element::Float(kind) => {
-            let binades = kind.magic_of_binades();
-            all.most = _mm512_set1_ps(f32::from_bits(kind.max));
+        &Element::Float(kind) => {
+            all.largest = _mm512_set1_ps(f32::from_bits(kind.max));
             all.normal = _mm512_set1_ps(f32::from_bits(kind.smallest_normal));
-            // SAFETY: each load reads 16 of the 32 entries.
-            all.magic = unsafe {
-                [_mm512_loadu_si512(binades.as_ptr().cast()), _mm512_loadu_si512(binades[16..].as_ptr().cast())]
-            };
-            all.sign_shift = _mm_cvtsi32_si128((7 - kind.sign).cast_signed());
-            all.sign = _mm512_set1_epi8(1 << kind.sign);
+            all.table = two(&kind.magic_of_binades());
+            all.sign_shift = _mm512_set1_epi32((31 - kind.sign).cast_signed());
+            all.magnitude = _mm512_set1_epi32((1 << kind.sign) - 1);
+        }
+        Element::Book(Bins { codes, cells, .. }) => {
+            if let Some(Cells { first, edge }) = cells {
+                all.table = two(edge);
+                all.first = two(first);
+            }
+            // SAFETY: `codes` is a reference to 16 bytes.
+            all.codes = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
         }
     }
     all
 }
 
-/// Codes of 64 values whose quarters have parameters of their own.
+/// The strip in pieces of 64 values.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn sixty_four<const UNIT: u8, const KIND: u8>(x: &[f32; 64], lanes: [Lanes; 4], all: Constants, codes: &mut [u8; 64]) {
-    // SAFETY: each load reads 16 of the 64 floats.
-    let x: [__m512; 4] = std::array::from_fn(|i| unsafe { _mm512_loadu_ps(x[16 * i..].as_ptr()) });
-    let code = std::array::from_fn(|i| sixteen::<UNIT, KIND>(x[i], lanes[i], all));
-    let mut bytes = every_fourth(code, all.low_bytes);
-    if KIND == FLOAT {
-        let x = std::array::from_fn(|i| signed::<UNIT>(x[i]));
-        let signs = _mm512_srl_epi16(every_fourth(x, all.high_bytes), all.sign_shift);
-        // bytes | (signs & all.sign)
-        bytes = _mm512_ternarylogic_epi32::<0xf8>(bytes, signs, all.sign);
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) {
+    let constants = constants(strip);
+    let params = |of: &[f32; ops::BLOCKS]| spread(of, strip.group, 1.0, strip.x.len().div_ceil(16));
+    let scales = if UNIT == KEEP { [0.0; VECTORS] } else { params(strip.scales) };
+    let (high, low) =
+        if UNIT == QUOTIENT { (params(strip.high), params(strip.low)) } else { ([0.0; VECTORS], [0.0; VECTORS]) };
+    let zeros = if KIND == UNSIGNED { params(strip.zeros) } else { [0.0; VECTORS] };
+    let (pieces, rest) = strip.x.as_chunks::<64>();
+    let (code_pieces, code_rest) = codes.as_chunks_mut::<64>();
+    let (mut padded, mut last) = ([0.0; 64], [0; 64]);
+    padded[..rest.len()].copy_from_slice(rest);
+    // One place where a piece is encoded, so that it is inlined there.
+    for i in 0..pieces.len() + usize::from(!rest.is_empty()) {
+        let (x, codes) = match (pieces.get(i), code_pieces.get_mut(i)) {
+            (Some(x), Some(codes)) => (x, codes),
+            _ => (&padded, &mut last),
+        };
+        for line in 1..4 {
+            prefetch(x, strip.ahead + 64 * line);
+        }
+        let code: [__m512i; 4] = std::array::from_fn(|j| {
+            let vector = (4 * i + j) % VECTORS;
+            // SAFETY: 16 of the 64 floats are read.
+            let x = unsafe { _mm512_loadu_ps(x[16 * j..].as_ptr()) };
+            let lanes = Lanes {
+                scale: _mm512_set1_ps(scales[vector]),
+                high: _mm512_set1_ps(high[vector]),
+                low: _mm512_set1_ps(low[vector]),
+                zero: _mm512_set1_ps(zeros[vector]),
+            };
+            sixteen::<UNIT, KIND>(x, lanes, constants)
+        });
+        // SAFETY: `codes` is a reference to 64 bytes.
+        unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes::<KIND>(code, constants)) };
     }
-    // SAFETY: `codes` is a reference to 64 bytes.
-    unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes) };
+    code_rest.copy_from_slice(&last[..code_rest.len()]);
 }
 
-/// The bytes of 64 words whose positions in two vectors are given.
+/// The bytes of 64 codes in order.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn every_fourth(v: [__m512i; 4], positions: __m512i) -> __m512i {
-    let low = _mm512_permutex2var_epi8(v[0], positions, v[1]);
-    let high = _mm512_permutex2var_epi8(v[3], positions, v[2]);
-    _mm512_mask_blend_epi64(0b1111_0000, low, high)
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn bytes<const KIND: u8>(code: [__m512i; 4], all: Constants) -> __m512i {
+    let bytes = match KIND {
+        // Both packings saturate, which clamps what is far away.
+        SIGNED => {
+            let words = [_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3])];
+            let bytes = _mm512_packs_epi16(words[0], words[1]);
+            _mm512_min_epi8(_mm512_max_epi8(bytes, all.least), all.most)
+        }
+        UNSIGNED => {
+            let words = [_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3])];
+            _mm512_min_epu8(_mm512_packus_epi16(words[0], words[1]), all.most)
+        }
+        _ => {
+            let words = [_mm512_packus_epi32(code[0], code[1]), _mm512_packus_epi32(code[2], code[3])];
+            let bytes = _mm512_packus_epi16(words[0], words[1]);
+            if KIND == BOOK { _mm512_shuffle_epi8(all.codes, bytes) } else { bytes }
+        }
+    };
+    // Packing works within quarters of vectors.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, bytes)
 }
 
-/// What the sign of a code is taken from: a quotient may have lost that of zero.
+/// Codes of 16 values.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn signed<const UNIT: u8>(x: __m512) -> __m512i {
-    let x = if UNIT == MULTIPLY_POSITIVE_ZERO { _mm512_add_ps(x, _mm512_setzero_ps()) } else { x };
-    _mm512_castps_si512(x)
-}
-
-/// Codes of 16 values in the low bytes, for floats without the sign.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn sixteen<const UNIT: u8, const KIND: u8>(x: __m512, lanes: Lanes, all: Constants) -> __m512i {
     let v = match UNIT {
         KEEP => x,
-        MULTIPLY | MULTIPLY_POSITIVE_ZERO => _mm512_mul_ps(x, lanes.scale),
+        MULTIPLY => _mm512_mul_ps(x, lanes.scale),
         _ => quotient(x, lanes),
     };
-    if KIND == FLOAT {
-        // The least magnitude of the two, without its sign.
-        let magnitude = _mm512_range_ps::<0b1010>(v, all.most);
-        // The subnormals are a part of the first binade.
-        let exponent = _mm512_srli_epi32::<23>(_mm512_castps_si512(_mm512_max_ps(magnitude, all.normal)));
-        let magic = _mm512_castsi512_ps(_mm512_permutex2var_epi32(all.magic[0], exponent, all.magic[1]));
-        return _mm512_castps_si512(_mm512_add_ps(magnitude, magic));
+    match KIND {
+        SIGNED => _mm512_cvtps_epi32(if UNIT == MULTIPLY { _mm512_mul_ps(v, all.factor) } else { v }),
+        UNSIGNED => _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_cvtps_epi32(lanes.zero)),
+        FLOAT => {
+            // The least magnitude of the two, without its sign.
+            let magnitude = _mm512_range_ps::<0b1010>(v, all.largest);
+            // The subnormals are a part of the first binade.
+            let exponent = _mm512_srli_epi32::<23>(_mm512_castps_si512(_mm512_max_ps(magnitude, all.normal)));
+            let magic = _mm512_castsi512_ps(_mm512_permutex2var_epi32(all.table[0], exponent, all.table[1]));
+            let code = _mm512_castps_si512(_mm512_add_ps(magnitude, magic));
+            // A quotient may have lost the sign of zero.
+            let signed = if UNIT == KEEP { x } else { _mm512_add_ps(x, all.sign_of_zero) };
+            let sign = _mm512_srlv_epi32(_mm512_castps_si512(signed), all.sign_shift);
+            // magnitude ? code : sign, bit by bit
+            _mm512_ternarylogic_epi32::<0xca>(all.magnitude, code, sign)
+        }
+        _ => {
+            let one = _mm512_set1_ps(1.0);
+            let v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-1.0)), one);
+            let scaled = _mm512_mul_ps(v, _mm512_set1_ps(Bins::CELLS));
+            // The lookups heed the low five bits of an index only.
+            let cell = _mm512_castps_si512(_mm512_add_ps(scaled, _mm512_set1_ps(ops::MAGIC)));
+            let edge = _mm512_castsi512_ps(_mm512_permutex2var_epi32(all.table[0], cell, all.table[1]));
+            let first = _mm512_permutex2var_epi32(all.first[0], cell, all.first[1]);
+            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, edge);
+            _mm512_mask_add_epi32(first, above, first, _mm512_set1_epi32(1))
+        }
     }
-    if KIND == INT_INSIDE {
-        return _mm512_castps_si512(_mm512_add_ps(v, _mm512_set1_ps(ops::MAGIC)));
-    }
-    let v = if UNIT == MULTIPLY { _mm512_mul_ps(v, all.factor) } else { v };
-    let (mut least, mut most) = (all.least, all.most);
-    if KIND == INT_OFFSET {
-        (least, most) = (_mm512_sub_ps(least, lanes.zero), _mm512_sub_ps(most, lanes.zero));
-    }
-    let v = _mm512_min_ps(_mm512_max_ps(v, least), most);
-    let rounded = _mm512_add_ps(v, _mm512_set1_ps(ops::MAGIC));
-    _mm512_castps_si512(if KIND == INT_OFFSET { _mm512_add_ps(rounded, lanes.zero) } else { rounded })
 }
 
 /// `x / scale`, rounded as one division rounds it, but for the sign of zero.
@@ -327,7 +329,7 @@ fn sixteen<const UNIT: u8, const KIND: u8>(x: __m512, lanes: Lanes, all: Constan
 /// [`EXACT_SCALES`], the quotient is below 2^-40 and every element rounds it to zero; nothing
 /// overflows within [`EXACT_RANGE`].
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn quotient(x: __m512, lanes: Lanes) -> __m512 {
     let near = _mm512_fmadd_ps(x, lanes.high, _mm512_mul_ps(x, lanes.low));
     let rest = _mm512_fnmadd_ps(near, lanes.scale, x);
