@@ -1,0 +1,219 @@
+//! Attention over a cache, stretch by stretch: scores of all tokens, softmax, weighted sum of values.
+//!
+//! A stretch is decoded into a small buffer, used, and forgotten; the cache is never decoded as a whole.
+
+use crate::cache::QuantizedKv;
+use crate::layer::KvCacheLayer;
+use crate::{Error, KvRows, Positions, Stream};
+
+/// Which tokens a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mask {
+    /// Those before it and itself: queries belong to the last tokens.
+    #[default]
+    Causal,
+    /// As `Causal`, and of those only tokens whose position is less than so many behind its own.
+    Sliding(u32),
+    /// All.
+    Full,
+}
+
+/// A request for attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention<'a> {
+    /// `[queries, q_heads, dim_k]`, after the rotary turn. Query head `h` reads key-value head `h / (q_heads / kv_heads)`.
+    pub queries: &'a [f32],
+    /// Tokens after those of the cache that are attended unquantized: the current token, whose keys and values are at hand
+    /// anyway (past-only quantization), or a whole prompt. Appending them is a call of its own.
+    pub fresh: Option<KvRows<'a>>,
+    /// Positions of the fresh tokens.
+    pub positions: Positions<'a>,
+    /// Which tokens a query sees. Queries are taken to be those of the last tokens, fresh ones included.
+    pub mask: Mask,
+    /// What scores are multiplied by; `None`: `1/√dim_k`.
+    pub scale: Option<f32>,
+}
+
+impl<'a> Attention<'a> {
+    /// Causal attention of queries that belong to the last tokens of the cache.
+    #[must_use]
+    pub fn of(queries: &'a [f32]) -> Self {
+        Self { queries, fresh: None, positions: Positions::Next, mask: Mask::Causal, scale: None }
+    }
+
+    /// The same with tokens that are not in the cache yet.
+    #[must_use]
+    pub fn with_fresh(self, fresh: KvRows<'a>) -> Self {
+        Self { fresh: Some(fresh), ..self }
+    }
+}
+
+/// Buffers that calls share, so that nothing is allocated a step.
+#[derive(Clone, Debug, Default)]
+pub struct Workspace {
+    rows: Vec<f32>,
+    scores: Vec<f32>,
+    fresh: Vec<f32>,
+}
+
+/// Scores held at once, unless one query needs more.
+const MOST_SCORES: usize = 1 << 22;
+
+pub(crate) fn attend(
+    cache: &QuantizedKv,
+    request: &Attention<'_>,
+    out: &mut [f32],
+    workspace: &mut Workspace,
+) -> Result<(), Error> {
+    let geometry = cache.geometry;
+    let (width, out_width) = (geometry.q_heads * geometry.dim_k, geometry.q_heads * geometry.dim_v);
+    let count = request.queries.len() / width;
+    if request.queries.len() != count * width {
+        return Err(Error::Shape { what: "queries", expected: width, found: request.queries.len() });
+    }
+    if out.len() != count * out_width {
+        return Err(Error::Shape { what: "output of attention", expected: count * out_width, found: out.len() });
+    }
+    if let Some(at) = request.queries.iter().position(|x| !x.is_finite()) {
+        let (stream, value) = (Stream::Keys, request.queries[at]);
+        return Err(Error::NonFinite { stream, token: at / width, channel: at % width, value });
+    }
+    let fresh = request.fresh.unwrap_or(KvRows { keys: &[], values: &[] });
+    let fresh_count = fresh.tokens(&geometry)?;
+    let total = cache.len() + fresh_count;
+    if count > total {
+        return Err(Error::Shape {
+            what: "queries beyond the tokens there are",
+            expected: total * width,
+            found: count * width,
+        });
+    }
+    let mut positions = cache.positions.of(0..cache.len());
+    positions.extend(cache.new_positions(fresh_count, request.positions)?);
+    workspace.fresh.clear();
+    workspace.fresh.extend_from_slice(fresh.keys);
+    cache.turn(&mut workspace.fresh, &positions[cache.len()..])?;
+
+    let block = (MOST_SCORES / (total * geometry.q_heads).max(1)).max(1);
+    let queries = request.queries.chunks(block * width).zip(out.chunks_mut(block * out_width));
+    for (index, (queries, out)) in queries.enumerate() {
+        let block = Block { cache, request, positions: &positions, first: total - count + index * block, queries };
+        block.scores(workspace)?;
+        block.softmax(&mut workspace.scores);
+        block.weigh(fresh.values, workspace, out)?;
+    }
+    Ok(())
+}
+
+/// Some consecutive queries.
+struct Block<'a> {
+    cache: &'a QuantizedKv,
+    request: &'a Attention<'a>,
+    /// Positions of all tokens, fresh ones included.
+    positions: &'a [u32],
+    /// The token that the first query belongs to.
+    first: usize,
+    queries: &'a [f32],
+}
+
+impl Block<'_> {
+    /// `scores[query, q_head, token] = scale · q · k`.
+    fn scores(&self, workspace: &mut Workspace) -> Result<(), Error> {
+        let geometry = self.cache.geometry;
+        let total = self.positions.len();
+        let Workspace { rows, scores, fresh } = workspace;
+        scores.clear();
+        scores.resize(self.queries.len() / geometry.dim_k * total, 0.0);
+        for chunk in self.cache.keys.chunks() {
+            rows.resize(chunk.tokens.len() * geometry.key_width(), 0.0);
+            self.cache.keys.decode(&chunk, self.cache.stage, rows)?;
+            self.cache.turn(rows, &self.positions[chunk.tokens.clone()])?;
+            self.dot(rows, chunk.tokens.start, scores);
+        }
+        self.dot(fresh, self.cache.len(), scores);
+        Ok(())
+    }
+
+    fn dot(&self, keys: &[f32], start: usize, scores: &mut [f32]) {
+        let geometry = self.cache.geometry;
+        #[expect(clippy::cast_precision_loss, reason = "heads have few elements")]
+        let scale = self.request.scale.unwrap_or_else(|| 1.0 / (geometry.dim_k as f32).sqrt());
+        let heads = self.queries.chunks_exact(geometry.dim_k).zip(scores.chunks_exact_mut(self.positions.len()));
+        for (index, (query, scores)) in heads.enumerate() {
+            let head = index % geometry.q_heads / geometry.group();
+            let rows = keys.chunks_exact(geometry.key_width());
+            for (row, score) in rows.zip(&mut scores[start..]) {
+                *score = scale * dot(query, &row[head * geometry.dim_k..][..geometry.dim_k]);
+            }
+        }
+    }
+
+    /// Turns the scores of what each query sees into weights that add up to 1; the others become 0.
+    fn softmax(&self, scores: &mut [f32]) {
+        for (index, scores) in scores.chunks_exact_mut(self.positions.len()).enumerate() {
+            let token = self.first + index / self.cache.geometry.q_heads;
+            let (seen, unseen) = scores.split_at_mut(match self.request.mask {
+                Mask::Full => scores.len(),
+                Mask::Causal | Mask::Sliding(_) => token + 1,
+            });
+            unseen.fill(0.0);
+            if let Mask::Sliding(window) = self.request.mask {
+                let own = self.positions[token];
+                for (score, &position) in seen.iter_mut().zip(self.positions) {
+                    if own.saturating_sub(position) >= window {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            let top = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            if top == f32::NEG_INFINITY {
+                seen.fill(0.0);
+                continue;
+            }
+            seen.iter_mut().for_each(|score| *score = (*score - top).exp());
+            let sum: f64 = seen.iter().map(|&weight| f64::from(weight)).sum();
+            #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 on purpose")]
+            let inverse = (1.0 / sum) as f32;
+            seen.iter_mut().for_each(|weight| *weight *= inverse);
+        }
+    }
+
+    /// `out[query, q_head] = Σ weights · v`.
+    fn weigh(&self, fresh: &[f32], workspace: &mut Workspace, out: &mut [f32]) -> Result<(), Error> {
+        let geometry = self.cache.geometry;
+        let Workspace { rows, scores, .. } = workspace;
+        out.fill(0.0);
+        for chunk in self.cache.values.chunks() {
+            rows.resize(chunk.tokens.len() * geometry.value_width(), 0.0);
+            self.cache.values.decode(&chunk, self.cache.stage, rows)?;
+            self.add(rows, chunk.tokens.start, scores, out);
+        }
+        self.add(fresh, self.cache.len(), scores, out);
+        Ok(())
+    }
+
+    fn add(&self, values: &[f32], start: usize, weights: &[f32], out: &mut [f32]) {
+        let geometry = self.cache.geometry;
+        let heads = weights.chunks_exact(self.positions.len()).zip(out.chunks_exact_mut(geometry.dim_v));
+        for (index, (weights, out)) in heads.enumerate() {
+            let head = index % geometry.q_heads / geometry.group();
+            for (row, &weight) in values.chunks_exact(geometry.value_width()).zip(&weights[start..]) {
+                if weight != 0.0 {
+                    let value = &row[head * geometry.dim_v..][..geometry.dim_v];
+                    out.iter_mut().zip(value).for_each(|(out, v)| *out += weight * v);
+                }
+            }
+        }
+    }
+}
+
+/// A dot product in sixteen partial sums, so that it can be vectorised.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a.zip(b) {
+        sums.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum += x * y);
+    }
+    sums.iter().sum::<f32>() + rest
+}

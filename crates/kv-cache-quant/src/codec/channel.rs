@@ -1,0 +1,79 @@
+//! Number formats along tokens: what the elements of one channel share, over some tokens.
+
+use crate::Error;
+use crate::codec::{Codec, TokenFormat, UnitBytes, check_heads};
+use quant_core::Format;
+
+/// Stores a unit of tokens transposed, as a tensor `[channels, tokens]` in a [`Format`], so that each channel has
+/// scales of its own: keys have channels far larger than the others.
+///
+/// The tokens of a unit can only be sealed together, once the last of them has come; until then they wait in full precision.
+/// Codes of a channel lie side by side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelFormat {
+    channels: usize,
+    unit: usize,
+    transposed: TokenFormat,
+}
+
+impl ChannelFormat {
+    /// For rows of `heads` heads of `dim` elements, `unit` tokens at a time. Groups of the format count tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`] when the format contradicts itself; [`Error::Unsupported`] for no heads or a unit of no tokens or
+    /// more than 2^14.
+    pub fn new(heads: usize, dim: usize, unit: usize, format: Format) -> Result<Self, Error> {
+        check_heads(heads, dim)?;
+        if unit == 0 || unit > 1 << 14 {
+            let found = format!("{unit} tokens");
+            return Err(Error::Unsupported {
+                what: "unit of a per-channel codec",
+                found,
+                supported: "1 to 16384 tokens",
+            });
+        }
+        Ok(Self { channels: heads * dim, unit, transposed: TokenFormat::of_shape([heads * dim, unit], format)? })
+    }
+}
+
+impl Codec for ChannelFormat {
+    fn width(&self) -> usize {
+        self.channels
+    }
+
+    fn unit(&self) -> usize {
+        self.unit
+    }
+
+    fn bytes(&self, stage: usize) -> UnitBytes {
+        self.transposed.bytes(stage)
+    }
+
+    fn seal(&self, rows: &[f32], stage: usize, out: &mut [u8]) -> Result<(), quant_core::Error> {
+        let mut transposed = vec![0.0; rows.len()];
+        transpose(rows, self.channels, &mut transposed);
+        self.transposed.seal(&transposed, stage, out)
+    }
+
+    fn open(&self, unit: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        let mut transposed = vec![0.0; rows.len()];
+        self.transposed.open(unit, stage, &mut transposed)?;
+        transpose(&transposed, self.unit, rows);
+        Ok(())
+    }
+
+    fn description(&self) -> String {
+        format!("channels of {}", self.transposed.description())
+    }
+}
+
+/// Writes the transpose of a matrix with `columns` columns.
+fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
+    let rows = from.len() / columns;
+    for (r, row) in from.chunks_exact(columns).enumerate() {
+        for (c, &x) in row.iter().enumerate() {
+            to[c * rows + r] = x;
+        }
+    }
+}

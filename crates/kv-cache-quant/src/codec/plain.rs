@@ -1,0 +1,50 @@
+//! Rows as they are: f32, f16 or bf16.
+
+use crate::codec::{Codec, UnitBytes, check_heads};
+use crate::{Error, FullPrecision};
+
+/// Keeps rows in full precision. For layers that are better left alone, and to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain {
+    width: usize,
+    precision: FullPrecision,
+}
+
+impl Plain {
+    /// For rows of `heads` heads of `dim` elements.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for no heads, or absurdly many.
+    pub fn new(heads: usize, dim: usize, precision: FullPrecision) -> Result<Self, Error> {
+        check_heads(heads, dim)?;
+        Ok(Self { width: heads * dim, precision })
+    }
+}
+
+impl Codec for Plain {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn bytes(&self, _stage: usize) -> UnitBytes {
+        UnitBytes { codes: self.width * self.precision.bytes(), metadata: 0 }
+    }
+
+    fn seal(&self, rows: &[f32], _stage: usize, out: &mut [u8]) -> Result<(), quant_core::Error> {
+        if let Some(index) = rows.iter().position(|x| x.abs() > self.precision.limit()) {
+            return Err(quant_core::Error::NonFinite { index, value: f64::from(rows[index]) });
+        }
+        self.precision.write(rows, out);
+        Ok(())
+    }
+
+    fn open(&self, unit: &[u8], _stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        self.precision.read(unit, rows);
+        Ok(())
+    }
+
+    fn description(&self) -> String {
+        format!("plain {:?}, {} channels", self.precision, self.width)
+    }
+}

@@ -1,0 +1,93 @@
+//! The newest rows in full precision: those that wait to be sealed, and originals of some that were.
+
+use crate::FullPrecision;
+
+/// A ring of rows. The last [`Ring::live`] of them are not sealed; those before are originals of the newest sealed
+/// tokens, kept so that a rollback can restore them.
+#[derive(Clone, Debug)]
+pub(crate) struct Ring {
+    precision: FullPrecision,
+    width: usize,
+    capacity: usize,
+    /// Allocated for all of `capacity` when the first row comes.
+    data: Vec<u8>,
+    first: usize,
+    held: usize,
+    live: usize,
+}
+
+impl Ring {
+    pub(crate) fn new(precision: FullPrecision, width: usize, capacity: usize) -> Self {
+        Self { precision, width, capacity, data: Vec::new(), first: 0, held: 0, live: 0 }
+    }
+
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.width * self.precision.bytes()
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Bytes that it takes once rows were pushed.
+    pub(crate) fn full_bytes(&self) -> usize {
+        self.capacity * self.row_bytes()
+    }
+
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.data.capacity()
+    }
+
+    /// The bytes of the `at`-th row held, oldest first.
+    pub(crate) fn bytes(&self, at: usize) -> &[u8] {
+        let slot = (self.first + at) % self.capacity.max(1);
+        &self.data[slot * self.row_bytes()..][..self.row_bytes()]
+    }
+
+    /// Decodes the `at`-th of the rows that are not sealed.
+    pub(crate) fn read_live(&self, at: usize, out: &mut [f32]) {
+        self.precision.read(self.bytes(self.held - self.live + at), out);
+    }
+
+    /// Adds rows, of which and of those before `live` are not sealed afterwards.
+    pub(crate) fn push(&mut self, rows: &[u8], live: usize) {
+        self.data.reserve_exact(self.full_bytes() - self.data.len());
+        self.data.resize(self.full_bytes(), 0);
+        let row_bytes = self.row_bytes();
+        let count = rows.len() / row_bytes;
+        let skipped = count.saturating_sub(self.capacity);
+        for row in rows.chunks_exact(row_bytes).skip(skipped) {
+            if self.held == self.capacity {
+                self.first = (self.first + 1) % self.capacity;
+                self.held -= 1;
+            }
+            let slot = (self.first + self.held) % self.capacity;
+            self.data[slot * row_bytes..][..row_bytes].copy_from_slice(row);
+            self.held += 1;
+        }
+        self.live = live;
+    }
+
+    /// Drops the newest rows; of the others the last `live` are not sealed.
+    pub(crate) fn pop(&mut self, count: usize, live: usize) {
+        self.held -= count.min(self.held);
+        self.live = live;
+    }
+
+    /// Holds these rows only, none of them sealed.
+    pub(crate) fn replace(&mut self, rows: &[u8]) {
+        (self.first, self.held, self.live) = (0, 0, 0);
+        self.push(rows, rows.len() / self.row_bytes());
+    }
+
+    /// Forgets the originals of sealed tokens.
+    pub(crate) fn forget_sealed(&mut self) {
+        let sealed = self.held - self.live;
+        self.first = (self.first + sealed) % self.capacity.max(1);
+        self.held = self.live;
+    }
+}
