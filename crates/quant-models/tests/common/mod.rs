@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 #![allow(clippy::cast_possible_truncation, reason = "made-up numbers are small")]
 
-use quant_models::{Config, Decoder};
+use quant_models::{Config, Decoder, Family};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,9 +71,32 @@ pub(crate) fn weights(config: &Value, seed: u64) -> Tensors {
         linear("self_attn.k_proj", keys, hidden, parsed.qkv_bias);
         linear("self_attn.v_proj", keys, hidden, parsed.qkv_bias);
         linear("self_attn.o_proj", hidden, queries, parsed.output_bias);
-        linear("mlp.gate_proj", inner, hidden, parsed.mlp_bias);
-        linear("mlp.up_proj", inner, hidden, parsed.mlp_bias);
-        linear("mlp.down_proj", hidden, inner, parsed.mlp_bias);
+        let mixture = parsed.mixture.as_ref().filter(|mixture| mixture.layers[layer]);
+        let mut block = |name: &str, parts: [&str; 3], inner: usize| {
+            linear(&format!("{name}.{}", parts[0]), inner, hidden, parsed.mlp_bias);
+            linear(&format!("{name}.{}", parts[1]), inner, hidden, parsed.mlp_bias);
+            linear(&format!("{name}.{}", parts[2]), hidden, inner, parsed.mlp_bias);
+        };
+        let parts = ["gate_proj", "up_proj", "down_proj"];
+        match mixture {
+            None => block("mlp", parts, inner),
+            Some(mixture) => {
+                let mixtral = parsed.family == Family::Mixtral;
+                let name = if mixtral { "block_sparse_moe" } else { "mlp" };
+                for expert in 0..mixture.experts {
+                    let parts = if mixtral { ["w1", "w3", "w2"] } else { parts };
+                    block(&format!("{name}.experts.{expert}"), parts, mixture.expert_size);
+                }
+                if let Some(shared) = mixture.shared {
+                    let shared_name = if shared.gated { "mlp.shared_expert" } else { "mlp.shared_experts" };
+                    block(shared_name, parts, shared.size);
+                    if shared.gated {
+                        linear("mlp.shared_expert_gate", 1, hidden, false);
+                    }
+                }
+                linear(&format!("{name}.gate"), mixture.experts, hidden, false);
+            }
+        }
         add(format!("model.layers.{layer}.input_layernorm.weight"), vec![hidden]);
         add(format!("model.layers.{layer}.post_attention_layernorm.weight"), vec![hidden]);
         if parsed.qk_norm {

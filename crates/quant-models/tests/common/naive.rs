@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "not every test that shares this folder uses it")]
 
 use super::Tensors;
-use quant_models::{Activation, Config};
+use quant_models::{Activation, Config, Family, Mixture};
 
 type Matrix = Vec<Vec<f64>>;
 
@@ -80,14 +80,52 @@ impl Model<'_> {
     }
 
     fn feed_forward(&self, layer: usize, x: &Matrix) -> Matrix {
-        let at = |part: &str| format!("model.layers.{layer}.mlp.{part}");
-        let mut inner = self.linear(&at("gate_proj"), x);
-        for (gate, up) in inner.iter_mut().zip(self.linear(&at("up_proj"), x)) {
+        let parts = ["gate_proj", "up_proj", "down_proj"];
+        match &self.config.mixture {
+            Some(mixture) if mixture.layers[layer] => x.iter().map(|x| self.experts(mixture, layer, x)).collect(),
+            _ => self.block(&format!("model.layers.{layer}.mlp"), parts, x),
+        }
+    }
+
+    fn block(&self, name: &str, [gate, up, down]: [&str; 3], x: &Matrix) -> Matrix {
+        let mut inner = self.linear(&format!("{name}.{gate}"), x);
+        for (gate, up) in inner.iter_mut().zip(self.linear(&format!("{name}.{up}"), x)) {
             for (g, u) in gate.iter_mut().zip(up) {
                 *g = activate(self.config.activation, *g) * u;
             }
         }
-        self.linear(&at("down_proj"), &inner)
+        self.linear(&format!("{name}.{down}"), &inner)
+    }
+
+    /// The experts of one token, each with its gate.
+    fn experts(&self, mixture: &Mixture, layer: usize, x: &[f64]) -> Vec<f64> {
+        let mixtral = self.config.family == Family::Mixtral;
+        let name = format!("model.layers.{layer}.{}", if mixtral { "block_sparse_moe" } else { "mlp" });
+        let parts = ["gate_proj", "up_proj", "down_proj"];
+        let x = vec![x.to_vec()];
+        let scores: Vec<f64> = self.linear(&format!("{name}.gate"), &x)[0].iter().map(|s| s.exp()).collect();
+        let mut best: Vec<usize> = (0..scores.len()).collect();
+        best.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        best.truncate(mixture.top_k);
+        let total: f64 = match mixture.renormalize {
+            true => best.iter().map(|expert| scores[*expert]).sum(),
+            false => scores.iter().sum(),
+        };
+        let mut out = vec![0.0; x[0].len()];
+        let mut add = |y: &[f64], gate: f64| out.iter_mut().zip(y).for_each(|(out, y)| *out += gate * y);
+        for expert in best {
+            let parts = if mixtral { ["w1", "w3", "w2"] } else { parts };
+            add(&self.block(&format!("{name}.experts.{expert}"), parts, &x)[0], scores[expert] / total);
+        }
+        match mixture.shared {
+            Some(shared) if shared.gated => {
+                let gate = 1.0 / (1.0 + (-self.linear(&format!("{name}.shared_expert_gate"), &x)[0][0]).exp());
+                add(&self.block(&format!("{name}.shared_expert"), parts, &x)[0], gate);
+            }
+            Some(_) => add(&self.block(&format!("{name}.shared_experts"), parts, &x)[0], 1.0),
+            None => {}
+        }
+        out
     }
 }
 
