@@ -235,7 +235,7 @@ fn model_hint(error: &quant_models::Error) -> Option<String> {
         E::Weights(error) => return checkpoint_hint(error),
         E::Io { source, .. } => return io_hint(source),
         E::Json { .. } | E::MissingKey { .. } | E::BadValue { .. } => {
-            "models of the Llama, Mistral, Qwen2 and Qwen3 families can be run; config.json must be that of the model"
+            "Llama, Mistral, Qwen, Mixtral, DeepSeek-MoE and RWKV models can be run; config.json must be that of the model"
         }
         E::MissingTensor { .. } | E::WeightShape { .. } => "config.json and the weights do not belong together",
         E::NonFiniteWeight { .. } => "the weights are damaged; `leanbits inspect` shows which are",

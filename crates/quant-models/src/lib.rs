@@ -1,13 +1,20 @@
 //! Small reference decoders: the place where quantization methods are tried.
 //!
-//! A [`Decoder`] is a Llama-shaped language model in f32, read from a Hugging Face folder, compressed or
-//! not. Three things in it are slots:
+//! A [`Decoder`] is a language model in f32, read from a folder, compressed or not: a transformer of the Llama
+//! family, a mixture of experts, or RWKV. What methods change or watch are slots:
 //!
 //! | slot | holds | how |
 //! |---|---|---|
 //! | each linear, `model.layers.0.self_attn.q_proj` … `lm_head` | any [`quant_core::Linear`], or dense f32 | [`Decoder::slot_mut`], [`Slot::set_linear`] |
-//! | each linear's input | an [`Observer`], for calibration | [`Decoder::hidden`], [`Decoder::extend`] |
+//! | each linear's input | a [`quant_core::Format`] it is rounded to, token by token | [`Slot::set_input_format`] |
+//! | norms and offsets; RWKV's element-wise multipliers | f32 | [`Layer::vectors_mut`], [`Layer::multipliers_mut`] |
 //! | each layer's past | any [`KvCache`] | [`KvState::with`] |
+//!
+//! An [`Observer`] sees the inputs of linears, what multipliers are multiplied with, the [`Routing`] of mixtures, and
+//! [`KeyValues`] before and after the rotary turn.
+//!
+//! [`Layers`] reads the same pieces one at a time, so that a method can work through a model of any size layer by layer.
+//! [`Outliers`] makes channels large without changing what a model computes.
 //!
 //! [`eval`] measures what a change did: perplexity, bits per byte, KL divergence and top-1 agreement with a
 //! reference. [`generate()`] writes text, greedily or sampled.
@@ -49,15 +56,20 @@
 //!
 //! # What is read
 //!
-//! `model_type` `llama` (SmolLM2 among them), `mistral` (sliding window), `qwen2` (biases on query, key and
-//! value) and `qwen3` (norms on query and key heads); tied and untied heads, grouped heads, biases, SiLU, GELU and
-//! ReLU, and the rotary scalings `linear`, `dynamic`, `llama3` and `yarn`. Anything else is an [`Error`] that
-//! names the file and the key. Weights come through [`WeightSource`], which [`quant_io::Checkpoint`] implements.
+//! | `model_type` | names in the checkpoint | besides |
+//! |---|---|---|
+//! | `llama`, `mistral`, `qwen2`, `qwen3` | Hugging Face's | tied and untied heads, grouped heads, biases, norms on heads, sliding windows |
+//! | `mixtral`, `qwen2_moe`, `qwen3_moe`, `deepseek` | Hugging Face's, an expert a tensor or stacked | shared experts, dense layers among mixtures, gates renormalized or not |
+//! | `rwkv6`, `rwkv7` | RWKV's own | low-rank pairs input-major or output-major |
+//!
+//! SiLU, GELU and ReLU, and the rotary scalings `linear`, `dynamic`, `llama3` and `yarn`. Anything else is an [`Error`]
+//! that names the file and the key. Weights come through [`WeightSource`], which [`quant_io::Checkpoint`] implements.
 //! Tokenizers are Hugging Face's `tokenizer.json`; a vocabulary of 256 without one is a model of bytes.
 //!
 //! # What is promised
 //!
-//! * Logits agree with `transformers` in f32: to 2e-5 on the models that the tests compare.
+//! * Logits agree with `transformers` in f32, and with rwkv.cpp's: to 2e-5 on the models that the tests compare. Every
+//!   family is also compared with a plain f64 rewrite.
 //! * A compressed weight put into a slot with [`Apply::Decoded`] multiplies with exactly the values of
 //!   [`quant_core::Linear::to_dense`].
 //! * Likelihoods and divergences are f64, from f32 logits. The same machine gives the same figures for any number of
@@ -81,6 +93,7 @@ mod loader;
 mod norm;
 mod observe;
 mod ops;
+mod outliers;
 mod rope;
 mod route;
 mod slot;
@@ -98,6 +111,7 @@ pub use kv::{KvCache, KvGeometry, KvRows, KvScratch, KvState, PlainKvCache, Recu
 pub use layer::Layer;
 pub use layers::Layers;
 pub use observe::{KeyValues, Observer};
+pub use outliers::{Injected, OutlierSite, Outliers};
 pub use rope::{Rope, RopeScaling, RopeTable};
 pub use route::Routing;
 pub use slot::{Apply, Origin, Role, Slot};

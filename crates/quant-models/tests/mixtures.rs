@@ -49,10 +49,13 @@ fn check(family: &str, changes: Value) {
     }
 }
 
+/// Matrices of one stacked tensor, by expert and half.
+type Stack = BTreeMap<(usize, u8), (Vec<usize>, Vec<f32>)>;
+
 /// The same weights with all experts of a layer in two tensors, as transformers 5 holds them.
 fn stacked(tensors: &Tensors) -> Tensors {
     let mut out = Tensors::new();
-    let mut parts: BTreeMap<String, BTreeMap<(usize, u8), (Vec<usize>, Vec<f32>)>> = BTreeMap::new();
+    let mut parts: BTreeMap<String, Stack> = BTreeMap::new();
     for (name, tensor) in tensors {
         let name = name.replace("block_sparse_moe", "mlp");
         let Some((front, rest)) = name.split_once(".experts.") else {
@@ -159,7 +162,7 @@ fn the_routing_that_is_observed_is_the_one_that_is_followed() {
                 27 * mixture.top_k as u64,
                 "each token goes to top_k experts"
             );
-            let mut gates = vec![0.0; 27];
+            let mut gates = [0.0; 27];
             for (expert, tokens) in chosen.tokens.iter().enumerate() {
                 assert_eq!(tokens.len() as u64, chosen.counts[expert]);
                 let first = if family == "mixtral" { "w1" } else { "gate_proj" };

@@ -1,7 +1,7 @@
 //! Self-attention with rotary positions and grouped heads.
 
 use super::attend::Attend;
-use super::{Pass, Place, again};
+use super::{End, Link, Pass, Place, again};
 use crate::kv::KvRows;
 use crate::loader::Loader;
 use crate::norm::Norm;
@@ -54,6 +54,55 @@ impl Attention {
 
     pub(super) fn vectors_mut(&mut self) -> Vec<&mut Vector> {
         [&mut self.q_norm, &mut self.k_norm].into_iter().flatten().flat_map(Norm::vectors_mut).collect()
+    }
+
+    /// The linears that read the input.
+    pub(super) fn readers(&self) -> Vec<&Slot> {
+        vec![&self.q, &self.k, &self.v]
+    }
+
+    /// From each element of a value head to all query heads that read it.
+    pub(super) fn value_link(&self, config: &Config) -> Link {
+        let (dim, group) = (config.head_dim, config.heads / config.kv_heads);
+        let readers = |channel: usize| {
+            let (head, element) = (channel / dim, channel % dim);
+            (0..group).map(|reader| (head * group + reader) * dim + element).collect()
+        };
+        Link {
+            channels: config.kv_heads * dim,
+            raised: vec![End::output(&self.v)],
+            lowered: vec![End::input(&self.o).at((0..config.kv_heads * dim).map(readers).collect())],
+            power: 1,
+        }
+    }
+
+    /// From the elements of a key head that the rotary turn mixes to all query heads that are multiplied with it.
+    pub(super) fn key_link(&self, config: &Config) -> Link {
+        let (dim, group, pairs) = (config.head_dim, config.heads / config.kv_heads, config.rope.rotary_dim / 2);
+        let channels = dim - pairs; // a pair, or an element that is not turned
+        let elements = |channel: usize| match channel < pairs {
+            true => vec![channel, channel + pairs],
+            false => vec![channel + pairs],
+        };
+        if let (Some(q), Some(k)) = (&self.q_norm, &self.k_norm) {
+            let gains = |norm: &Norm| {
+                let all: Vec<Vec<usize>> = (0..channels).map(elements).collect();
+                norm.vectors().into_iter().map(|vector| End::vector(vector).at(all.clone())).collect()
+            };
+            return Link { channels, raised: gains(k), lowered: gains(q), power: 1 };
+        }
+        let of = |head: usize, channel: usize| elements(channel).into_iter().map(move |element| head * dim + element);
+        let all = || (0..config.kv_heads * channels).map(|channel| (channel / channels, channel % channels));
+        let keys = all().map(|(head, channel)| of(head, channel).collect()).collect();
+        let queries = |(head, channel): (usize, usize)| {
+            (head * group..(head + 1) * group).flat_map(|reader| of(reader, channel)).collect()
+        };
+        Link {
+            channels: config.kv_heads * channels,
+            raised: vec![End::output(&self.k).at(keys)],
+            lowered: vec![End::output(&self.q).at(all().map(queries).collect())],
+            power: 1,
+        }
     }
 
     /// Mixes the tokens of each text of the pass.

@@ -81,6 +81,19 @@ impl Experts {
         slots
     }
 
+    /// The linears that read the block's input.
+    pub(super) fn readers(&self) -> Vec<&Slot> {
+        let mut readers = vec![&self.router];
+        readers.extend(&self.shared_gate);
+        readers.extend(self.mlps().into_iter().flat_map(|mlp| [&mlp.gate, &mlp.up]));
+        readers
+    }
+
+    /// The shared expert and the others.
+    pub(super) fn mlps(&self) -> Vec<&Mlp> {
+        self.shared.iter().chain(&self.experts).collect()
+    }
+
     pub(super) fn forward(&self, x: &Rows, pass: &mut Pass<'_>) -> Result<Rows, Error> {
         let choice = self.choose(x, pass)?;
         let shared = self.shared(x, pass)?;

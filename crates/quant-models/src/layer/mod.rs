@@ -2,6 +2,7 @@
 
 mod attend;
 mod attention;
+mod link;
 mod mixture;
 mod mlp;
 mod recurrence;
@@ -10,10 +11,12 @@ mod rwkv7;
 mod transformer;
 
 use crate::loader::Loader;
+use crate::outliers::OutlierSite;
 use crate::slot::Slot;
 use crate::stream::{Place, Stream};
 use crate::vector::Vector;
 use crate::{Config, Error, Family, KvState, Observer};
+pub(crate) use link::{End, Link, Side};
 use rwkv6::Rwkv6;
 use rwkv7::Rwkv7;
 use std::sync::Arc;
@@ -49,6 +52,8 @@ trait Parts {
     fn multipliers_mut(&mut self) -> Vec<&mut Vector> {
         Vec::new()
     }
+    /// The places of a kind where channels may be scaled; none where the family has no such place.
+    fn links(&self, site: OutlierSite, config: &Config) -> Vec<Link>;
     fn forward(&self, x: &Stream, pass: &mut Pass<'_>) -> Result<Stream, Error>;
 }
 
@@ -166,6 +171,11 @@ impl Layer {
         let (config, texts) = (&*self.config, x.places());
         self.parts()
             .forward(x, &mut Pass { config, layer: self.index, texts, memory, observer: observer.map(|o| o as _) })
+    }
+
+    /// The places of a kind where channels may be scaled.
+    pub(crate) fn links(&self, site: OutlierSite) -> Vec<Link> {
+        self.parts().links(site, &self.config)
     }
 
     fn parts(&self) -> &dyn Parts {

@@ -14,11 +14,12 @@
 //! Channel mix: `x_k = x + d ⊙ maa_k`, `x_r = x + d ⊙ maa_r`, `σ(R x_r) ⊙ V relu(K x_k)²`.
 
 use super::recurrence::{Decayed, GroupNorm, Reader, Shifted, keep, states};
-use super::{Parts, Pass, again};
+use super::{Link, Parts, Pass, again};
 use crate::kv::RecurrentState;
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::ops::{self, Rows};
+use crate::outliers::OutlierSite;
 use crate::slot::{Role, Slot};
 use crate::stream::Stream;
 use crate::vector::Vector;
@@ -194,6 +195,20 @@ impl Parts for Rwkv6 {
     fn multipliers_mut(&mut self) -> Vec<&mut Vector> {
         let (first, last) = ([&mut self.maa_x], [&mut self.channel_maa_k, &mut self.channel_maa_r]);
         first.into_iter().chain(&mut self.maa).chain(last).collect()
+    }
+
+    fn links(&self, site: OutlierSite, _config: &Config) -> Vec<Link> {
+        match site {
+            OutlierSite::Norms => {
+                let readers = [&self.maa_down, &self.decay_down, &self.k, &self.v, &self.r, &self.g];
+                vec![
+                    Link::from_norm(&self.mixer_norm.vectors(), &readers),
+                    Link::from_norm(&self.channel_norm.vectors(), &[&self.channel_k, &self.channel_r]),
+                ]
+            }
+            OutlierSite::Inner => vec![Link::between(&self.channel_k, &self.channel_v, 2)],
+            OutlierSite::Values | OutlierSite::Keys => Vec::new(),
+        }
     }
 
     fn forward(&self, x: &Stream, pass: &mut Pass<'_>) -> Result<Stream, Error> {

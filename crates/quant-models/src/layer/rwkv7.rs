@@ -14,11 +14,12 @@
 //! Channel mix: `V relu(K x_k)²`.
 
 use super::recurrence::{Delta, GroupNorm, Reader, Shifted, keep, observe, states};
-use super::{Parts, Pass, again};
+use super::{Link, Parts, Pass, again};
 use crate::kv::RecurrentState;
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::ops::{self, Rows};
+use crate::outliers::OutlierSite;
 use crate::slot::{Role, Slot};
 use crate::stream::Stream;
 use crate::vector::Vector;
@@ -273,6 +274,21 @@ impl Parts for Rwkv7 {
     fn multipliers_mut(&mut self) -> Vec<&mut Vector> {
         let own = [&mut self.k_k, &mut self.k_a, &mut self.r_k, &mut self.channel_mu];
         self.mu.iter_mut().chain(own).collect()
+    }
+
+    fn links(&self, site: OutlierSite, _config: &Config) -> Vec<Link> {
+        match site {
+            OutlierSite::Norms => {
+                let mut readers = vec![&self.r, &self.w.down, &self.k, &self.v, &self.a.down, &self.g[0]];
+                readers.extend(self.residual.iter().map(|residual| &residual.down));
+                vec![
+                    Link::from_norm(&self.mixer_norm.vectors(), &readers),
+                    Link::from_norm(&self.channel_norm.vectors(), &[&self.channel_k]),
+                ]
+            }
+            OutlierSite::Inner => vec![Link::between(&self.channel_k, &self.channel_v, 2)],
+            OutlierSite::Values | OutlierSite::Keys => Vec::new(),
+        }
     }
 
     fn forward(&self, x: &Stream, pass: &mut Pass<'_>) -> Result<Stream, Error> {

@@ -3,10 +3,11 @@
 use super::attention::Attention;
 use super::mixture::Experts;
 use super::mlp::Mlp;
-use super::{Parts, Pass};
+use super::{Link, Parts, Pass};
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::ops::{self, Rows};
+use crate::outliers::OutlierSite;
 use crate::slot::{Role, Slot};
 use crate::stream::Stream;
 use crate::vector::Vector;
@@ -69,6 +70,21 @@ impl FeedForward {
         }
     }
 
+    /// The linears that read the block's input.
+    fn readers(&self) -> Vec<&Slot> {
+        match self {
+            Self::Dense(mlp) => vec![&mlp.gate, &mlp.up],
+            Self::Sparse(experts) => experts.readers(),
+        }
+    }
+
+    fn mlps(&self) -> Vec<&Mlp> {
+        match self {
+            Self::Dense(mlp) => vec![mlp],
+            Self::Sparse(experts) => experts.mlps(),
+        }
+    }
+
     fn forward(&self, x: &Rows, pass: &mut Pass<'_>) -> Result<Rows, Error> {
         match self {
             Self::Dense(mlp) => mlp.forward(x, pass),
@@ -93,6 +109,18 @@ impl Parts for Transformer {
     fn vectors_mut(&mut self) -> Vec<&mut Vector> {
         let norm = self.mixer_norm.vectors_mut().into_iter().chain(self.attention.vectors_mut());
         norm.chain(self.mlp_norm.vectors_mut()).collect()
+    }
+
+    fn links(&self, site: OutlierSite, config: &Config) -> Vec<Link> {
+        match site {
+            OutlierSite::Norms => vec![
+                Link::from_norm(&self.mixer_norm.vectors(), &self.attention.readers()),
+                Link::from_norm(&self.mlp_norm.vectors(), &self.mlp.readers()),
+            ],
+            OutlierSite::Inner => self.mlp.mlps().iter().map(|mlp| Link::between(&mlp.up, &mlp.down, 1)).collect(),
+            OutlierSite::Values => vec![self.attention.value_link(config)],
+            OutlierSite::Keys => vec![self.attention.key_link(config)],
+        }
     }
 
     fn forward(&self, x: &Stream, pass: &mut Pass<'_>) -> Result<Stream, Error> {

@@ -1,7 +1,7 @@
 //! RWKV-6 and RWKV-7 once more, a token and a number at a time in f64: what the layers are compared with.
 #![allow(dead_code, reason = "not every test that shares this folder uses it")]
 
-use super::{Noise, Tensors};
+use crate::common::{Noise, Tensors};
 use quant_models::{Config, Family};
 
 type Row = Vec<f64>;
