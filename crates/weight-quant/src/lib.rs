@@ -20,7 +20,7 @@
 //! let nearest = rtn(&weight, format, &RtnConfig::default())?;
 //! let compensated = gptq(&weight, &gram, format, &GptqConfig::default())?.packed;
 //! let outputs = OutputError::new(&gram)?;
-//! assert!(outputs.between(&w, &compensated.decode())? < 0.1 * outputs.between(&w, &nearest.decode())?);
+//! assert!(outputs.between(&w, &compensated.decode())? < 0.5 * outputs.between(&w, &nearest.decode())?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

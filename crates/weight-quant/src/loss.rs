@@ -78,9 +78,10 @@ impl OutputError {
         if weight.len() != approximation.len() || rows * columns != weight.len() {
             return Err(Error::Features { what: "rows of the weights", expected: columns, found: weight.len() });
         }
-        Array2::from_shape_vec((rows, columns), difference).map_or(Err(Error::Features { what: "rows of the weights", expected: columns, found: weight.len() }), |d| {
-            self.of_difference(&d)
-        })
+        Array2::from_shape_vec((rows, columns), difference)
+            .map_or(Err(Error::Features { what: "rows of the weights", expected: columns, found: weight.len() }), |d| {
+                self.of_difference(&d)
+            })
     }
 }
 

@@ -52,7 +52,7 @@ impl MseClip {
     /// use weight_quant::MseClip;
     /// let grid = FormatGrid::new("int2-full-f32".parse()?, 0.0)?;
     /// // One outlier: giving it up serves the others.
-    /// let group = [4.0, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5];
+    /// let group = [1.6, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5];
     /// let (plain, clipped) = (grid.fit(&group, 1.0)?, MseClip::default().fit(&grid, &group)?);
     /// assert!(clipped.scale < plain.scale);
     /// # Ok::<(), quant_core::Error>(())

@@ -49,11 +49,7 @@ impl SmoothQuantConfig {
 ///
 /// [`Error::NoWeights`], [`Error::Features`] when widths differ, [`Error::BadStatistic`] for magnitudes that are negative or not
 /// finite, [`Error::Config`], and [`Error::Core`] for weights that are not finite.
-pub fn smooth_scales<W: Tensor>(
-    weights: &[W],
-    absmax: &[f32],
-    config: &SmoothQuantConfig,
-) -> Result<Vec<f32>, Error> {
+pub fn smooth_scales<W: Tensor>(weights: &[W], absmax: &[f32], config: &SmoothQuantConfig) -> Result<Vec<f32>, Error> {
     if !(0.0..=1.0).contains(&config.alpha) {
         return Err(Error::Config { option: "alpha", value: config.alpha, limits: "from 0 to 1" });
     }

@@ -38,7 +38,7 @@ fn salient_channels_gain_what_was_measured_elsewhere() {
     ] {
         let x = outliers(count, factor);
         let inputs = OutputError::new(&gram(&x, 512)).unwrap();
-        let loss = gram_loss(&weights, &inputs).unwrap();
+        let loss = gram_loss(&weights, &inputs);
         let found = search_scales(&weights, &abs_mean(&x, 512), parse(name), &ScaleSearch::default(), loss).unwrap();
         let best = found.losses.iter().copied().fold(f64::INFINITY, f64::min);
         let gain = found.losses[0] / best;
@@ -61,7 +61,8 @@ fn losses_are_those_of_the_folded_rounded_and_unfolded_weights() {
         seen.push(trace(&w, &rounded[0], &h));
         Ok::<f64, Error>(*seen.last().unwrap())
     };
-    let found = search_scales(&weights, &abs_mean(&x, 64), parse("int3-g32-asym"), &ScaleSearch::default(), loss).unwrap();
+    let found =
+        search_scales(&weights, &abs_mean(&x, 64), parse("int3-g32-asym"), &ScaleSearch::default(), loss).unwrap();
     assert_eq!(found.losses, seen);
     assert!((seen[0] / trace(&w, &nearest(&w, 64, parse("int3-g32-asym")).decode(), &h) - 1.0).abs() < 1e-9, "r = 0");
     let folded = fold_scales(&weights[0], &found.scales).unwrap();
@@ -92,12 +93,28 @@ fn clips_are_the_best_of_all_candidates_by_output_error() {
                 let clamped: Vec<f32> = values.iter().map(|w| w.clamp(-limit, limit)).collect();
                 trace(values, &nearest(&clamped, 32, parse("int2-g32-asym")).decode(), &block)
             };
-            let best = (0..10_u8).map(|i| error((1.0 - f64::from(i) / 20.0) as f32)).fold(f64::INFINITY, f64::min);
+            let best = (0..10_u8).map(|i| error(1.0 - f32::from(i) / 20.0)).fold(f64::INFINITY, f64::min);
             let ours = error(found.kept[3 * row + group]);
             assert!(ours <= best * 1.0001, "row {row}, group {group}: {ours} and {best}");
             let decoded = &found.packed.decode()[96 * row + 32 * group..][..32];
             assert!((trace(values, decoded, &block) / ours - 1.0).abs() < 1e-6, "what is stored is what was measured");
         }
+    }
+}
+
+#[test]
+fn mean_clips_of_normal_values_are_those_measured_elsewhere() {
+    // Independent inputs: the error of the weights decides.
+    let w = normal(300, 128, 17);
+    let tensor = Shaped::new(&w, &[300, 128]).unwrap();
+    let mut identity = vec![0.0; 128 * 128];
+    identity.iter_mut().step_by(129).for_each(|x| *x = 1.0);
+    let inputs = OutputError::new(&gram(&identity, 128)).unwrap();
+    for (bits, expected) in [(2, 0.57), (3, 0.76), (4, 0.90), (8, 1.0)] {
+        let format = parse(&format!("int{bits}-asym-g128-f32"));
+        let found = search_clips(&tensor, &inputs, format, &ClipSearch { grid: 100, max_shrink: 0.8 }).unwrap();
+        let mean = found.kept.iter().sum::<f32>() / 300.0;
+        assert!((mean - expected).abs() < 0.02, "{bits} bits: {mean}, expected {expected}");
     }
 }
 
@@ -120,8 +137,9 @@ fn scales_and_clips_together_beat_rounding_in_many_formats() {
         let scaled = awq(&weights, &all, &abs_mean(&x, 128), parse(name), &unclipped).unwrap();
         let plain = result.scales.losses[0];
         println!("{name}: {plain:.2} rounded, {:.2} scaled, {:.2} clipped too", scaled.loss, result.loss);
-        // Tensor scales and powers of two move too coarsely for clips to be sure of a gain.
-        assert!(result.loss < 0.8 * plain && result.loss <= scaled.loss * 1.02, "{name}");
+        // Powers of two follow channel scales only coarsely.
+        let limit = if name == "mxfp4" { 0.9 } else { 0.5 };
+        assert!(result.loss < limit * plain && result.loss <= scaled.loss * 1.02, "{name}");
         let mut total = 0.0;
         for (w, packed) in [&a, &b].into_iter().zip(&result.packed) {
             let mut decoded = packed.decode();
@@ -140,7 +158,7 @@ fn duo_scaling_looks_at_weights_as_well() {
     let inputs = OutputError::new(&gram(&x, 128)).unwrap();
     let search = |duo| {
         let config = ScaleSearch { duo, ..ScaleSearch::default() };
-        search_scales(&weights, &abs_mean(&x, 128), parse("int3-g32-asym"), &config, gram_loss(&weights, &inputs).unwrap())
+        search_scales(&weights, &abs_mean(&x, 128), parse("int3-g32-asym"), &config, gram_loss(&weights, &inputs))
             .unwrap()
     };
     let (plain, duo) = (search(false), search(true));
@@ -216,5 +234,5 @@ fn nothing_is_lost_between_clip_search_and_storage() {
     let plain = PackedTensor::encode(parse("nvfp4"), &tensor).unwrap();
     assert_eq!(clipped.packed.second(), plain.second());
     let loss = |packed: &PackedTensor<'_>| inputs.between(&w, &packed.decode()).unwrap();
-    println!("{} and {}", loss(&clipped.packed), loss(&plain));
+    assert!(loss(&clipped.packed) < loss(&plain));
 }

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    FORMATS, autoregressive, codes, damped, gram, matrix, mean_gram, nearest, normal, optimal_brain_quantization, parse,
-    trace,
+    FORMATS, autoregressive, codes, damped, gram, matrix, mean_gram, nearest, normal, optimal_brain_quantization,
+    parse, trace,
 };
 use ndarray::{Array2, ArrayView2};
 use quant_calib::Gram;
@@ -150,10 +150,9 @@ fn sweep_blocks(w: &[f32], factor: &Factor, format: Format, block: usize) -> (Ve
     let group = quant_core::Layout::new(format, &[1, columns]).unwrap().block_columns;
     let size = BlockSize { rows: 1, columns: group };
     let plan = SweepPlan { block, ..SweepPlan::new(factor, w.len() / columns, 1) };
-    let swept = sweep(weight, factor, &plan, |rows| {
-        GridColumns::new(&grid, Fit::Dynamic(Search::None), size, factor, rows)
-    })
-    .unwrap();
+    let swept =
+        sweep(weight, factor, &plan, |rows| GridColumns::new(&grid, Fit::Dynamic(Search::None), size, factor, rows))
+            .unwrap();
     let codes = (0..columns).map(|i| swept.rounders.iter().flat_map(|r| r.codes(i).to_vec()).collect()).collect();
     (codes, swept.row_losses)
 }
@@ -404,7 +403,10 @@ fn important_columns_first_is_better_where_few_columns_matter() {
     }
     let (w, gram) = (normal(64, features, 36), gram(&x, features));
     let loss = |order, groups| {
-        quantize(&w, &gram, "int3-g32-asym", &GptqConfig { order, groups, ..GptqConfig::default() }).report.loss.unwrap()
+        quantize(&w, &gram, "int3-g32-asym", &GptqConfig { order, groups, ..GptqConfig::default() })
+            .report
+            .loss
+            .unwrap()
     };
     let natural = loss(Order::Natural, Groups::Dynamic);
     assert!(loss(Order::GroupAware, Groups::Dynamic) < natural);
@@ -488,7 +490,8 @@ fn the_same_bytes_on_one_two_and_seven_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| quantize(&w, &gram, name, config))
     };
-    let hessian = GptqConfig { clip: Clip::Hessian(HessianClip { grid: 10, max_shrink: 0.5 }), ..GptqConfig::default() };
+    let hessian =
+        GptqConfig { clip: Clip::Hessian(HessianClip { grid: 10, max_shrink: 0.5 }), ..GptqConfig::default() };
     let aware = GptqConfig { order: Order::GroupAware, ..GptqConfig::default() };
     for (name, config) in [("int4-g64-asym", &GptqConfig::default()), ("nvfp4", &aware), ("int3-g64", &hessian)] {
         let one = run(1, name, config);

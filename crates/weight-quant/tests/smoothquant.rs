@@ -21,7 +21,8 @@ fn scales_have_their_closed_forms() {
     let weights = [Shaped::new(&a, &[20, 32]).unwrap(), Shaped::new(&b, &[12, 32]).unwrap()];
     let both: Vec<f32> = a.iter().chain(&b).copied().collect();
     let (xmax, wmax) = (column_maxima(&x, 32), column_maxima(&both, 32));
-    let scales = |alpha| smooth_scales(&weights, &xmax, &SmoothQuantConfig { alpha, ..SmoothQuantConfig::default() }).unwrap();
+    let scales =
+        |alpha| smooth_scales(&weights, &xmax, &SmoothQuantConfig { alpha, ..SmoothQuantConfig::default() }).unwrap();
     let (one, zero, half) = (scales(1.0), scales(0.0), scales(0.5));
     for j in 0..32 {
         assert!((xmax[j] / one[j] - 1.0).abs() < 1e-6, "α = 1: activations of range 1");
@@ -64,15 +65,19 @@ fn eight_bit_activations_with_outlier_channels_need_smoothing() {
     };
     let exact: Vec<f64> = x
         .chunks_exact(features)
-        .flat_map(|x| w.chunks_exact(features).map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum()))
+        .flat_map(|x| {
+            w.chunks_exact(features).map(move |w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum())
+        })
         .collect();
     // Each output over its own size: the outliers' outputs would drown the others.
     let error = |y: &[f32]| -> f64 {
         y.iter().zip(&exact).map(|(y, e)| (f64::from(*y) - e).powi(2)).sum::<f64>() / exact.len() as f64
     };
-    let per_token = |x: &[f32]| fake_quantize(Format::INT8, &Shaped::new(x, &[x.len() / features, features]).unwrap()).unwrap();
+    let per_token =
+        |x: &[f32]| fake_quantize(Format::INT8, &Shaped::new(x, &[x.len() / features, features]).unwrap()).unwrap();
     let plain = error(&apply(&PackedTensor::encode(Format::INT8, &weight).unwrap(), &per_token(&x)));
-    let smooth = smoothquant(&[weight], &column_maxima(&x, features), Format::INT8, &SmoothQuantConfig::default()).unwrap();
+    let smooth =
+        smoothquant(&[weight], &column_maxima(&x, features), Format::INT8, &SmoothQuantConfig::default()).unwrap();
     let divided: Vec<f32> = x.iter().zip(smooth.scales.iter().cycle()).map(|(x, s)| x / s).collect();
     let dynamic = error(&apply(&smooth.packed[0], &per_token(&divided)));
     let mut rounded = divided.clone();
@@ -93,7 +98,8 @@ fn silent_channels_keep_their_weights() {
     let scales = smooth_scales(&[Shaped::new(&w, &[4, 8]).unwrap()], &absmax, &SmoothQuantConfig::default()).unwrap();
     assert_eq!(scales[3], 1.0);
     let zeros = [0.0; 8];
-    let scales = smooth_scales(&[Shaped::new(&zeros, &[1, 8]).unwrap()], &[1.0; 8], &SmoothQuantConfig::default()).unwrap();
+    let scales =
+        smooth_scales(&[Shaped::new(&zeros, &[1, 8]).unwrap()], &[1.0; 8], &SmoothQuantConfig::default()).unwrap();
     assert!(scales.iter().all(|s| s.is_finite()), "silent weights too");
 }
 

@@ -91,7 +91,7 @@ pub fn awq<W: Tensor>(
     config: &AwqConfig,
 ) -> Result<Awq, Error> {
     let inputs = OutputError::new(gram)?;
-    let scales = search_scales(weights, abs_mean, format, &config.scale, gram_loss(weights, &inputs)?)?;
+    let scales = search_scales(weights, abs_mean, format, &config.scale, gram_loss(weights, &inputs))?;
     let scaled_inputs = inputs.scaled(&scales.scales);
     let (mut packed, mut loss) = (Vec::with_capacity(weights.len()), 0.0);
     for weight in weights {

@@ -76,17 +76,13 @@ where
     Ok(Scales { scales, ratio, losses })
 }
 
-/// The loss of [`search_scales`] that counts the error of the layers' own outputs, `Σ tr(D G Dᵀ)`.
-///
-/// # Errors
-///
-/// [`Error::Core`] for weights that are not finite.
-pub fn gram_loss<W: Tensor>(
-    weights: &[W],
-    inputs: &OutputError,
-) -> Result<impl FnMut(&[Vec<f32>]) -> Result<f64, Error>, Error> {
-    let originals = weights.iter().map(|w| Ok(w.view().to_f32()?)).collect::<Result<Vec<_>, Error>>()?;
-    Ok(move |rounded: &[Vec<f32>]| originals.iter().zip(rounded).map(|(w, q)| inputs.between(w, q)).sum())
+/// The loss of [`search_scales`] that counts the error of the layers' own outputs, `Σ tr(D G Dᵀ)`. It fails for weights that are not
+/// finite or of another width.
+pub fn gram_loss<W: Tensor>(weights: &[W], inputs: &OutputError) -> impl FnMut(&[Vec<f32>]) -> Result<f64, Error> {
+    let originals: Result<Vec<Vec<f32>>, _> = weights.iter().map(|w| w.view().to_f32()).collect();
+    move |rounded| {
+        originals.as_ref().map_err(Clone::clone)?.iter().zip(rounded).map(|(w, q)| inputs.between(w, q)).sum()
+    }
 }
 
 fn check<W: Tensor>(weights: &[W], abs_mean: &[f64], config: &ScaleSearch) -> Result<(), Error> {

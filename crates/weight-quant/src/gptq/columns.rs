@@ -52,13 +52,7 @@ pub struct GridColumns<'a, G: Grid> {
 
 impl<'a, G: Grid> GridColumns<'a, G> {
     /// The rounder of the panel of `rows`, which starts on a whole block.
-    pub fn new(
-        grid: &'a G,
-        fit: Fit<'a, G::Params>,
-        block: BlockSize,
-        factor: &'a Factor,
-        rows: Range<usize>,
-    ) -> Self {
+    pub fn new(grid: &'a G, fit: Fit<'a, G::Params>, block: BlockSize, factor: &'a Factor, rows: Range<usize>) -> Self {
         let block_columns = factor.features().div_ceil(block.columns);
         let mut params = vec![Vec::new(); block_columns];
         if let Fit::Static(all) = fit {

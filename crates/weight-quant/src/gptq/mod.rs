@@ -117,7 +117,10 @@ impl GptqConfig {
     pub fn check(&self, format: Format, columns: usize) -> Result<(), Error> {
         self.validate()?;
         let layout = Layout::new(format, &[1, columns])?;
-        if self.order == Order::ActOrder && layout.block_columns_count() > 1 && self.groups_of(format) == Groups::Dynamic {
+        if self.order == Order::ActOrder
+            && layout.block_columns_count() > 1
+            && self.groups_of(format) == Groups::Dynamic
+        {
             return Err(Error::NeedsGroupIndex { order: self.order, format: format.to_string() });
         }
         if matches!(self.clip, Clip::Hessian(_)) && self.groups_of(format) == Groups::Static {
@@ -230,7 +233,9 @@ pub fn gptq_prepared(
     } else if plan.group_ends.len() != layout.block_columns_count() {
         return Err(Error::Groups { expected: layout.block_columns_count(), found: plan.group_ends.len() });
     }
-    let swept = sweep(ArrayView2::from(&values), factor, &plan, |rows| GridColumns::new(&setting.grid, fit, block, factor, rows))?;
+    let swept = sweep(ArrayView2::from(&values), factor, &plan, |rows| {
+        GridColumns::new(&setting.grid, fit, block, factor, rows)
+    })?;
 
     let report = GptqReport {
         loss: Some(swept.row_losses.iter().sum()),

@@ -99,7 +99,9 @@ pub fn sweep<R: ColumnRounder>(
 ) -> Result<Swept<R>, R::Error> {
     let (rows, columns) = weight.dim();
     if factor.features() != columns {
-        return Err(Error::Features { what: "the factored Hessian", expected: columns, found: factor.features() }.into());
+        return Err(
+            Error::Features { what: "the factored Hessian", expected: columns, found: factor.features() }.into()
+        );
     }
     let width = plan.width.max(1);
     check_groups(&plan.group_ends, columns, width)?;
@@ -112,7 +114,7 @@ pub fn sweep<R: ColumnRounder>(
         let losses = sweep_panel(weight, range, factor, &tree, &mut rounder)?;
         Ok((rounder, losses))
     };
-    let panels: Vec<Result<(R, Vec<f64>), R::Error>> = (0..rows.div_ceil(panel_rows)).into_par_iter().map(one).collect();
+    let panels: Vec<Result<Panel<R>, R::Error>> = (0..rows.div_ceil(panel_rows)).into_par_iter().map(one).collect();
     let mut swept = Swept { rounders: Vec::with_capacity(panels.len()), row_losses: Vec::with_capacity(rows) };
     for panel in panels {
         let (rounder, losses) = panel?;
@@ -121,6 +123,9 @@ pub fn sweep<R: ColumnRounder>(
     }
     Ok(swept)
 }
+
+/// A panel's rounder and the losses of its rows.
+type Panel<R> = (R, Vec<f64>);
 
 fn check_groups(ends: &[usize], columns: usize, width: usize) -> Result<(), Error> {
     let mut start = 0;
@@ -202,7 +207,8 @@ struct Cuts<'a> {
 
 impl Cuts<'_> {
     fn span(&self, range: Range<usize>) -> Span {
-        let part = |from: &Range<usize>, to: &Range<usize>| blocks::part(self.upper, from.clone(), to.clone()).to_owned();
+        let part =
+            |from: &Range<usize>, to: &Range<usize>| blocks::part(self.upper, from.clone(), to.clone()).to_owned();
         let work = match self.cut(&range) {
             None => Work::Columns(part(&range, &range)),
             Some(middle) => {
