@@ -4,7 +4,7 @@
 
 use crate::cache::QuantizedKv;
 use crate::layer::KvCacheLayer;
-use crate::{Error, KvRows, Positions, Stream};
+use crate::{Error, KvRows, Positions, Stream, kernels};
 
 /// Which tokens a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -141,10 +141,9 @@ impl Block<'_> {
         let heads = self.queries.chunks_exact(geometry.dim_k).zip(scores.chunks_exact_mut(self.positions.len()));
         for (index, (query, scores)) in heads.enumerate() {
             let head = index % geometry.q_heads / geometry.group();
-            let rows = keys.chunks_exact(geometry.key_width());
-            for (row, score) in rows.zip(&mut scores[start..]) {
-                *score = scale * dot(query, &row[head * geometry.dim_k..][..geometry.dim_k]);
-            }
+            let keys = keys.get(head * geometry.dim_k..).unwrap_or_default();
+            let scores = &mut scores[start..];
+            kernels::dot_rows(query, keys, geometry.key_width(), scale, scores);
         }
     }
 
@@ -197,23 +196,8 @@ impl Block<'_> {
         let heads = weights.chunks_exact(self.positions.len()).zip(out.chunks_exact_mut(geometry.dim_v));
         for (index, (weights, out)) in heads.enumerate() {
             let head = index % geometry.q_heads / geometry.group();
-            for (row, &weight) in values.chunks_exact(geometry.value_width()).zip(&weights[start..]) {
-                if weight != 0.0 {
-                    let value = &row[head * geometry.dim_v..][..geometry.dim_v];
-                    out.iter_mut().zip(value).for_each(|(out, v)| *out += weight * v);
-                }
-            }
+            let values = values.get(head * geometry.dim_v..).unwrap_or_default();
+            kernels::add_rows(&weights[start..], values, geometry.value_width(), out);
         }
     }
-}
-
-/// A dot product in sixteen partial sums, so that it can be vectorised.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in a.zip(b) {
-        sums.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum += x * y);
-    }
-    sums.iter().sum::<f32>() + rest
 }

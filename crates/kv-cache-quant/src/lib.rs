@@ -33,7 +33,7 @@
 //!
 //! The same tokens give the same bytes however they are split into calls, for any number of threads.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod attend;
 mod batch;
@@ -41,6 +41,7 @@ mod cache;
 mod codec;
 mod error;
 mod geometry;
+mod kernels;
 mod layer;
 mod pages;
 mod positions;

@@ -60,10 +60,7 @@ impl FullPrecision {
                 .iter_mut()
                 .zip(bytes.chunks_exact(4))
                 .for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            Self::F16 => out
-                .iter_mut()
-                .zip(bytes.chunks_exact(2))
-                .for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            Self::F16 => crate::kernels::read_f16(bytes, out),
             Self::Bf16 => out
                 .iter_mut()
                 .zip(bytes.chunks_exact(2))

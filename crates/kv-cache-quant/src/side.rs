@@ -201,11 +201,8 @@ impl Side {
         match chunk.place {
             Place::Sinks => self.policy.precision.read(&self.sinks, out),
             Place::Page(page) => {
-                let (stage, unit_bytes) = (self.stage(stage), self.unit_bytes(stage));
-                let units = self.pages.page_bytes(page, unit_bytes).chunks_exact(unit_bytes);
-                for (unit, rows) in units.zip(out.chunks_exact_mut(self.codec.unit() * width)) {
-                    self.codec.open(unit, stage, rows)?;
-                }
+                let units = self.pages.page_bytes(page, self.unit_bytes(stage));
+                self.codec.open(units, self.stage(stage), out)?;
             }
             Place::Ring(row) => {
                 out.chunks_exact_mut(width).enumerate().for_each(|(at, out)| self.ring.read_live(row + at, out));

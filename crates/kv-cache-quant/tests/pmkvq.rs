@@ -76,7 +76,7 @@ fn the_last_stage_is_flat_rounding_to_two_bits() {
         let (min, range) = (half(lo), half(hi - lo));
         for (&x, &y) in group.iter().zip(decoded) {
             let code = ((f64::from(x) - min) / (range / 3.0)).round_ties_even().clamp(0.0, 3.0);
-            assert_eq!(y, (code * (range / 3.0) + min) as f32, "{x}");
+            assert_eq!(y, code as f32 * (range / 3.0) as f32 + min as f32, "{x}");
         }
     }
 }

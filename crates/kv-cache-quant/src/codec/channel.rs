@@ -56,10 +56,13 @@ impl Codec for ChannelFormat {
         self.transposed.seal(&transposed, stage, out)
     }
 
-    fn open(&self, unit: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
-        let mut transposed = vec![0.0; rows.len()];
-        self.transposed.open(unit, stage, &mut transposed)?;
-        transpose(&transposed, self.unit, rows);
+    fn open(&self, units: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        let mut transposed = vec![0.0; self.unit * self.channels];
+        let units = units.chunks_exact(self.bytes(stage).total());
+        for (unit, rows) in units.zip(rows.chunks_exact_mut(self.unit * self.channels)) {
+            self.transposed.open(unit, stage, &mut transposed)?;
+            transpose(&transposed, self.unit, rows);
+        }
         Ok(())
     }
 
@@ -68,12 +71,19 @@ impl Codec for ChannelFormat {
     }
 }
 
+/// Side of the squares that are transposed one after the other, so that both sides stay in the cache.
+const TILE: usize = 16;
+
 /// Writes the transpose of a matrix with `columns` columns.
 fn transpose(from: &[f32], columns: usize, to: &mut [f32]) {
     let rows = from.len() / columns;
-    for (r, row) in from.chunks_exact(columns).enumerate() {
-        for (c, &x) in row.iter().enumerate() {
-            to[c * rows + r] = x;
+    for first_row in (0..rows).step_by(TILE) {
+        for first_column in (0..columns).step_by(TILE) {
+            for c in first_column..columns.min(first_column + TILE) {
+                for r in first_row..rows.min(first_row + TILE) {
+                    to[c * rows + r] = from[r * columns + c];
+                }
+            }
         }
     }
 }

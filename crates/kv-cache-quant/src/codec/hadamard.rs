@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::codec::{RowMap, check_heads};
+use crate::kernels;
 
 /// The orthonormal Walsh–Hadamard transform of each head (QuaRot, arXiv 2404.00456), its own inverse.
 ///
@@ -49,22 +50,6 @@ impl Hadamard {
     pub fn block(&self) -> usize {
         self.block
     }
-
-    fn rotate(self, row: &mut [f32]) {
-        #[expect(clippy::cast_precision_loss, reason = "blocks are powers of two")]
-        let norm = (self.block as f32).sqrt().recip();
-        for block in row.chunks_exact_mut(self.block) {
-            let mut half = 1;
-            while half < block.len() {
-                for pair in block.chunks_exact_mut(2 * half) {
-                    let (low, high) = pair.split_at_mut(half);
-                    low.iter_mut().zip(high).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
-                }
-                half *= 2;
-            }
-            block.iter_mut().for_each(|x| *x *= norm);
-        }
-    }
 }
 
 impl RowMap for Hadamard {
@@ -73,11 +58,11 @@ impl RowMap for Hadamard {
     }
 
     fn forward(&self, row: &mut [f32]) {
-        self.rotate(row);
+        kernels::hadamard(row, self.block);
     }
 
     fn inverse(&self, row: &mut [f32]) {
-        self.rotate(row);
+        kernels::hadamard(row, self.block);
     }
 
     fn auxiliary_bytes(&self) -> u64 {

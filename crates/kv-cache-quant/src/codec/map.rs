@@ -68,8 +68,8 @@ impl Codec for Mapped {
         self.inner.seal(&rows, stage, out)
     }
 
-    fn open(&self, unit: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
-        self.inner.open(unit, stage, rows)?;
+    fn open(&self, units: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        self.inner.open(units, stage, rows)?;
         rows.chunks_exact_mut(self.width()).for_each(|row| self.map.inverse(row));
         Ok(())
     }

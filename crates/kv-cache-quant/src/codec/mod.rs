@@ -71,12 +71,12 @@ pub trait Codec: Debug + Send + Sync {
     /// [`quant_core::Error`] when the values cannot be stored, such as a scale beyond its type.
     fn seal(&self, rows: &[f32], stage: usize, out: &mut [u8]) -> Result<(), quant_core::Error>;
 
-    /// Decodes a unit that [`Codec::seal`] wrote.
+    /// Decodes one or more units that [`Codec::seal`] wrote, one after the other.
     ///
     /// # Errors
     ///
-    /// [`quant_core::Error`] when the bytes are not a unit of this codec.
-    fn open(&self, unit: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error>;
+    /// [`quant_core::Error`] when the bytes are not units of this codec.
+    fn open(&self, units: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error>;
 
     /// Turns a unit at `stage` into one at the next stage, without the values it was made from. Codecs of one stage
     /// leave `out` alone.

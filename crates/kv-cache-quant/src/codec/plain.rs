@@ -39,8 +39,8 @@ impl Codec for Plain {
         Ok(())
     }
 
-    fn open(&self, unit: &[u8], _stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
-        self.precision.read(unit, rows);
+    fn open(&self, units: &[u8], _stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        self.precision.read(units, rows);
         Ok(())
     }
 

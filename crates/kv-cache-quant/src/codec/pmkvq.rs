@@ -1,6 +1,7 @@
 //! PM-KVQ (arXiv 2505.18610): codes of 16 bits that are halved in place, to 8, 4 and 2, as memory fills.
 
 use crate::codec::{Codec, UnitBytes, check_heads};
+use crate::kernels::{self, Affine};
 use crate::{Error, KvGeometry, KvPolicy};
 use bit_allocation::{Allocation, Choice, allocate};
 use half::f16;
@@ -91,7 +92,7 @@ impl Default for PmKvqConfig {
 /// PM-KVQ's codec for one stream: asymmetric codes of 16 bits by token and group, and three stages below.
 ///
 /// With `min` and `range = max − min` of the group as they are stored (f16), `S_b = range/(2^b − 1)`,
-/// `q = clamp(rne((x − min)/S_16), 0, 65535)` in f64, lower widths by [`shrink_code`], `x ≈ q·S_b + min`. Lowering the width reads
+/// `q = clamp(rne((x − min)/S_16), 0, 65535)` in f64, lower widths by [`shrink_code`], `x ≈ q·S_b + min` in f32. Lowering the width reads
 /// and writes codes only.
 ///
 /// A unit is codes, token by token in one bit stream, then minimum and range of each group.
@@ -130,6 +131,32 @@ impl PmKvq {
         (self.width() * self.config.residual * bits as usize).div_ceil(8)
     }
 
+    fn open_unit(&self, unit: &[u8], stage: usize, rows: &mut [f32]) {
+        let width = Width::LADDER[stage].bits();
+        let (codes, meta) = unit.split_at(self.code_bytes(width));
+        let groups = meta.len() / META;
+        let (mut steps, mut mins) = (vec![0.0; groups], vec![0.0; groups]);
+        for ((step, min), meta) in steps.iter_mut().zip(&mut mins).zip(meta.chunks_exact(META)) {
+            (*step, *min) = step_and_min(meta, width);
+        }
+        if width == 16 {
+            let mut codes = codes.chunks_exact(2);
+            let mut params = steps.iter().zip(&mins);
+            for group in rows.chunks_exact_mut(self.dim).flat_map(|head| head.chunks_mut(self.group())) {
+                let Some((&step, &min)) = params.next() else { break };
+                for (x, b) in group.iter_mut().zip(&mut codes) {
+                    *x = f32::from(u16::from_le_bytes([b[0], b[1]])) * step + min;
+                }
+            }
+        } else {
+            // The last byte of a unit may be filled up.
+            let mut unpacked = vec![0; codes.len() * (8 / width) as usize];
+            kernels::unpack(width, codes, &mut unpacked);
+            let layout = Affine { row: self.dim, group: self.group(), sign: 0 };
+            kernels::affine(&unpacked[..rows.len()], layout, &steps, &mins, rows);
+        }
+    }
+
     /// Groups of all tokens of a unit.
     fn groups<'a>(&self, rows: &'a [f32]) -> impl Iterator<Item = &'a [f32]> + use<'a> {
         let group = self.group();
@@ -143,6 +170,14 @@ const META: usize = 4;
 fn read_meta(meta: &[u8]) -> (f64, f64) {
     let half = |at: usize| f16::from_le_bytes([meta[at], meta[at + 1]]).to_f64();
     (half(0), half(2))
+}
+
+/// `S_b` and the minimum.
+fn step_and_min(meta: &[u8], width: u32) -> (f32, f32) {
+    let (min, range) = read_meta(meta);
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+    let (step, min) = ((range / f64::from((1_u32 << width) - 1)) as f32, min as f32);
+    (step, min)
 }
 
 fn write_meta(group: &[f32], meta: &mut [u8]) -> Result<(), quant_core::Error> {
@@ -201,20 +236,10 @@ impl Codec for PmKvq {
         Ok(())
     }
 
-    fn open(&self, unit: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
-        let width = Width::LADDER[stage].bits();
-        let (codes, meta) = unit.split_at(self.code_bytes(width));
-        let codes = bits::unpack(width, codes, rows.len())?;
-        let group = self.group();
-        let (mut codes, mut meta) = (codes.iter(), meta.chunks_exact(META));
-        for head in rows.chunks_exact_mut(self.dim) {
-            for group in head.chunks_mut(group) {
-                let (min, range) = meta.next().map_or((0.0, 0.0), read_meta);
-                let step = range / f64::from((1_u32 << width) - 1);
-                #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
-                group.iter_mut().zip(&mut codes).for_each(|(x, &code)| *x = (f64::from(code) * step + min) as f32);
-            }
-        }
+    fn open(&self, units: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        let units = units.chunks_exact(self.bytes(stage).total());
+        let rows = rows.chunks_exact_mut(self.config.residual * self.width());
+        units.zip(rows).for_each(|(unit, rows)| self.open_unit(unit, stage, rows));
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 use crate::Error;
 use crate::codec::{Codec, UnitBytes, check_heads};
-use quant_core::{Format, Layout, PackedTensor, Shaped};
+use crate::kernels::{self, Affine};
+use quant_core::{Element, Format, IntRule, Layout, PackedTensor, Scale, ScaleType, Shaped};
 
 /// Stores each token as a tensor `[heads, dim]` in a [`Format`]: INT1–8, FP8, FP4, MX, NVFP4, NF4, block floating point,
 /// ternary.
@@ -48,13 +49,58 @@ impl TokenFormat {
         self.format
     }
 
+    /// How codes are read where they are integers of 2, 4 or 8 bits under f16 scales, in rows of whole bytes: the formats that
+    /// are decoded by kernels of this crate. The others go through [`PackedTensor`].
+    fn affine(&self) -> Option<(u32, Affine)> {
+        let Element::Int { bits: bits @ (2 | 4 | 8), rule } = self.format.element else { return None };
+        let sign = match rule {
+            IntRule::FloatMin => 0,
+            IntRule::Restricted | IntRule::Full => 1 << (bits - 1),
+            _ => return None,
+        };
+        let (row, bits) = (self.shape[1], u32::from(bits));
+        let whole = self.format.scale == Scale::Float(ScaleType::F16)
+            && self.layout.block_rows == 1
+            && (row * bits as usize).is_multiple_of(8);
+        whole.then_some((bits, Affine { row, group: self.layout.block_columns, sign }))
+    }
+
+    fn open_affine(&self, bits: u32, affine: Affine, unit: &[u8], rows: &mut [f32]) {
+        let (code_bytes, meta) = unit.split_at(self.layout.code_bytes());
+        let (scale_bytes, zero_bytes) = meta.split_at(self.layout.scale_bytes());
+        let mut codes = vec![0; rows.len()];
+        let mut params = vec![0.0; 2 * self.layout.blocks()];
+        let (scales, zeros) = params.split_at_mut(self.layout.blocks());
+        kernels::unpack(bits, code_bytes, &mut codes);
+        kernels::read_f16(scale_bytes, scales);
+        kernels::read_f16(zero_bytes, zeros);
+        kernels::affine(&codes, affine, scales, zeros, rows);
+    }
+
+    /// One token as a tensor that borrows its bytes.
     fn packed<'a>(&self, unit: &'a [u8]) -> Result<PackedTensor<'a>, quant_core::Error> {
+        let [codes, scales, zeros, second] = self.sections(unit);
+        let second = second.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        PackedTensor::from_sections(self.format, &self.shape, codes, scales, zeros, second)
+    }
+
+    /// Many tokens as one tensor, their sections gathered; not for formats with a scale a token.
+    fn gathered(&self, units: &[u8]) -> Result<PackedTensor<'static>, quant_core::Error> {
+        let size = self.bytes(0).total();
+        let gather = |section: usize| -> Vec<u8> {
+            units.chunks_exact(size).map(|unit| self.sections(unit)[section]).collect::<Vec<_>>().concat()
+        };
+        let shape = [units.len() / size * self.shape[0], self.shape[1]];
+        PackedTensor::from_sections(self.format, &shape, gather(0), gather(1), gather(2), Vec::new())
+    }
+
+    /// Codes, scales, zeros, tensor scale.
+    fn sections<'a>(&self, unit: &'a [u8]) -> [&'a [u8]; 4] {
         let layout = &self.layout;
         let (codes, rest) = unit.split_at(layout.code_bytes().min(unit.len()));
         let (scales, rest) = rest.split_at(layout.scale_bytes().min(rest.len()));
         let (zeros, second) = rest.split_at(layout.zero_bytes().min(rest.len()));
-        let second = second.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        PackedTensor::from_sections(self.format, &self.shape, codes, scales, zeros, second)
+        [codes, scales, zeros, second]
     }
 }
 
@@ -79,11 +125,52 @@ impl Codec for TokenFormat {
         Ok(())
     }
 
-    fn open(&self, unit: &[u8], _stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
-        self.packed(unit)?.decode_into(rows)
+    fn open(&self, units: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        let affine = self.affine();
+        let by_row = self.layout.block_rows == 1 && self.layout.second_len == 0;
+        if affine.is_none() && by_row && rows.len() > self.width() {
+            return self.gathered(units)?.decode_into(rows);
+        }
+        for (unit, rows) in units.chunks_exact(self.bytes(stage).total()).zip(rows.chunks_exact_mut(self.width())) {
+            match affine {
+                Some((bits, affine)) => self.open_affine(bits, affine, unit, rows),
+                None => self.packed(unit)?.decode_into(rows)?,
+            }
+        }
+        Ok(())
     }
 
     fn description(&self) -> String {
         format!("{} of [{}, {}]", self.format, self.shape[0], self.shape[1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quant_core::kernels::{Isa, with_isa};
+
+    #[test]
+    fn kernels_decode_to_the_bits_of_the_packed_tensor() {
+        let mut tried = 0;
+        for name in
+            ["int2-min-g32", "int4-min", "int4-min-g128", "int8-min", "int8", "int4-g32", "int2-full-g7", "int8-full"]
+        {
+            for dim in [64, 80, 100, 128, 4] {
+                let codec = TokenFormat::new(3, dim, name.parse().unwrap()).unwrap();
+                let Some((bits, affine)) = codec.affine() else { panic!("{name} has no kernel") };
+                let rows: Vec<f32> = (0..3 * dim).map(|i| ((i * 7919 % 1009) as f32 - 604.0) / 97.0).collect();
+                let mut unit = vec![0; codec.bytes(0).total()];
+                codec.seal(&rows, 0, &mut unit).unwrap();
+                let expected = codec.packed(&unit).unwrap().decode();
+                for isa in Isa::ALL {
+                    let mut out = vec![0.0; rows.len()];
+                    with_isa(isa, || codec.open_affine(bits, affine, &unit, &mut out));
+                    assert_eq!(out, expected, "{name}, {dim}, {isa:?}");
+                    tried += 1;
+                }
+            }
+        }
+        assert_eq!(tried, 8 * 5 * 4, "every format has a kernel at every size");
     }
 }

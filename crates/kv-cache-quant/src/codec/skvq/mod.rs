@@ -16,6 +16,7 @@ pub use plan::ReorderPlan;
 
 use crate::Error;
 use crate::codec::{Codec, UnitBytes, fingerprint};
+use crate::kernels;
 use half::f16;
 use quant_core::{FloatKind, Overflow, bits};
 
@@ -195,6 +196,29 @@ impl Skvq {
         &self.alphas
     }
 
+    fn open_token(&self, unit: &[u8], row: &mut [f32]) -> Result<(), quant_core::Error> {
+        let (codes, meta) = unit.split_at(self.code_bytes());
+        let codes: Vec<u8> = match self.config.levels {
+            Levels::Bits(width @ (2 | 4 | 8)) => {
+                // The last byte may be filled up.
+                let mut unpacked = vec![0; codes.len() * (8 / usize::from(width))];
+                kernels::unpack(u32::from(width), codes, &mut unpacked);
+                unpacked
+            }
+            Levels::Bits(width) => narrowed(&bits::unpack(u32::from(width), codes, row.len())?),
+            Levels::Ternary => narrowed(&bits::unpack_trits(codes, row.len())?),
+        };
+        let order = self.plan.order();
+        for (range, meta) in self.plan.ranges().zip(meta.chunks_exact(2 * self.config.meta.bytes())) {
+            let (scale, zero) = meta.split_at(self.config.meta.bytes());
+            let (scale, zero) = (self.config.meta.read(scale), self.config.meta.read(zero));
+            for (&channel, &code) in order[range.clone()].iter().zip(&codes[range]) {
+                row[channel as usize] = f32::from(code) * scale + zero;
+            }
+        }
+        Ok(())
+    }
+
     fn code_bytes(&self) -> usize {
         let channels = self.plan.channels();
         match self.config.levels {
@@ -202,6 +226,11 @@ impl Skvq {
             Levels::Bits(bits) => (channels * usize::from(bits)).div_ceil(8),
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "codes have at most 8 bits")]
+fn narrowed(codes: &[u16]) -> Vec<u8> {
+    codes.iter().map(|&code| code as u8).collect()
 }
 
 /// Scale and least value of a group, as they are stored in `meta`.
@@ -253,21 +282,9 @@ impl Codec for Skvq {
         Ok(())
     }
 
-    fn open(&self, unit: &[u8], _stage: usize, row: &mut [f32]) -> Result<(), quant_core::Error> {
-        let (codes, meta) = unit.split_at(self.code_bytes());
-        let codes = match self.config.levels {
-            Levels::Ternary => bits::unpack_trits(codes, row.len())?,
-            Levels::Bits(width) => bits::unpack(u32::from(width), codes, row.len())?,
-        };
-        let order = self.plan.order();
-        for (range, meta) in self.plan.ranges().zip(meta.chunks_exact(2 * self.config.meta.bytes())) {
-            let (scale, zero) = meta.split_at(self.config.meta.bytes());
-            let (scale, zero) = (self.config.meta.read(scale), self.config.meta.read(zero));
-            for (&channel, &code) in order[range.clone()].iter().zip(&codes[range]) {
-                row[channel as usize] = f32::from(code) * scale + zero;
-            }
-        }
-        Ok(())
+    fn open(&self, units: &[u8], stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
+        let mut tokens = units.chunks_exact(self.bytes(stage).total()).zip(rows.chunks_exact_mut(self.width()));
+        tokens.try_for_each(|(unit, row)| self.open_token(unit, row))
     }
 
     fn auxiliary_bytes(&self) -> u64 {
