@@ -1,14 +1,14 @@
 //! QR factors, normal deviates and random orthogonal matrices.
 
 use crate::Error;
-use crate::view::{as_faer_mut, check, check_result, to_faer};
+use crate::view::{check, check_result, to_array, to_faer};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
     apply_block_householder_sequence_on_the_left_in_place_with_conj,
 };
 use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
-use faer::{Conj, Mat, Par};
+use faer::{Conj, Mat, MatMut, Par};
 use ndarray::{Array2, ArrayView2};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -46,11 +46,9 @@ pub fn qr(a: ArrayView2<'_, f64>) -> Result<Qr, Error> {
     let (factored, coefficients) = householder(to_faer(a));
     let sign = |i: usize| if factored[(i, i)] < 0.0 { -1.0 } else { 1.0 };
     let r = Array2::from_shape_fn((k, n), |(i, j)| if i <= j { sign(i) * factored[(i, j)] } else { 0.0 });
-    let mut q = Array2::zeros((m, k));
-    for i in 0..k {
-        q[(i, i)] = sign(i);
-    }
-    apply(&factored, &coefficients, &mut q);
+    let mut q = Mat::from_fn(m, k, |i, j| if i == j { sign(i) } else { 0.0 });
+    apply(&factored, &coefficients, q.as_mut());
+    let q = to_array(q.as_ref());
     check_result(q.iter().chain(&r))?;
     Ok(Qr { q, r })
 }
@@ -112,7 +110,7 @@ pub(crate) fn householder(mut a: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
 }
 
 /// Multiplies by the orthogonal factor from the left.
-fn apply(factored: &Mat<f64>, coefficients: &Mat<f64>, matrix: &mut Array2<f64>) {
+fn apply(factored: &Mat<f64>, coefficients: &Mat<f64>, matrix: MatMut<'_, f64>) {
     let (m, k) = (factored.nrows(), coefficients.ncols());
     let block = coefficients.nrows();
     let stack = apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(m, block, matrix.ncols());
@@ -120,7 +118,7 @@ fn apply(factored: &Mat<f64>, coefficients: &Mat<f64>, matrix: &mut Array2<f64>)
         factored.as_ref().subcols(0, k),
         coefficients.as_ref(),
         Conj::No,
-        as_faer_mut(matrix),
+        matrix,
         Par::Seq,
         MemStack::new(&mut MemBuffer::new(stack)),
     );

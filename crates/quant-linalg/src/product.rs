@@ -84,7 +84,7 @@ pub fn add_matmul<T: Real>(mut out: ArrayViewMut2<'_, T>, alpha: T, a: ArrayView
 /// `out = alpha a b`, or `out += alpha a b`; splits the longer side in half until both are short.
 pub(crate) fn product<T: Real>(out: MatMut<'_, T>, beta: Accum, a: MatRef<'_, T>, b: MatRef<'_, T>, alpha: T) {
     let (m, n) = (out.nrows(), out.ncols());
-    if m.max(n) <= LEAF {
+    if m.max(n) <= LEAF + LEAF / 2 {
         faer_matmul(out, beta, a, b, alpha, Par::Seq);
     } else if m >= n {
         let half = half(m);

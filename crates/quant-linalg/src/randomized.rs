@@ -1,7 +1,7 @@
 //! A truncated singular value decomposition from random projections.
 
 use crate::view::check;
-use crate::{Error, Svd, gaussian, matmul, qr};
+use crate::{Error, Svd, cholesky, gaussian, matmul, qr, solve_lower};
 use ndarray::{Array2, ArrayView2, Axis, Slice};
 
 /// What [`randomized_svd`] computes.
@@ -27,9 +27,13 @@ impl RandomizedSvd {
 
 /// The largest singular values and their vectors, nearly: Halko, Martinsson and Tropp (arXiv 0909.4061), Algorithms 4.4 and 5.1.
 ///
-/// 1. `Q` = orthonormal basis of `A Ω`, `Ω` `[n, rank + oversample]` of normal deviates;
-/// 2. for every power iteration, `Q` = basis of `A · basis(Aᵀ Q)`;
-/// 3. the decomposition of `Qᵀ A`, rotated back by `Q` and cut to the rank.
+/// 1. `Y = A Ω`, `Ω` `[n, rank + oversample]` of normal deviates;
+/// 2. for every power iteration, `Y = A · basis(Aᵀ · basis(Y))`;
+/// 3. `Q`, an orthonormal basis of `Y`, and the decomposition of `Qᵀ A`, rotated back by `Q` and cut to the rank.
+///
+/// All products but the last by `A` and that by `Qᵀ` are in f32: they only choose the directions that are looked at, and what they miss by
+/// rounding the last product restores where the rest of the spectrum is small. The intermediate bases come from Cholesky's factor of `Yᵀ Y`,
+/// or from [`qr`] where that is not positive definite.
 ///
 /// The error is that of the exact truncation times a factor that tends to 1 with the power iterations; values whose
 /// ratio to the following ones is large are exact to round-off. When the projection is as wide as the matrix
@@ -60,18 +64,47 @@ pub fn randomized_svd(a: ArrayView2<'_, f64>, config: RandomizedSvd) -> Result<S
     if width >= m.min(n) {
         return Ok(truncate(crate::svd(a)?, rank));
     }
-    let mut q = basis(matmul(a, gaussian(n, width, seed).view()))?;
-    for _ in 0..power_iterations {
-        let right = basis(matmul(a.t(), q.view()))?;
-        q = basis(matmul(a, right.view()))?;
+    let mut directions = gaussian(n, width, seed);
+    if power_iterations > 0 {
+        let small = narrow(a);
+        for _ in 0..power_iterations {
+            let left = basis(matmul(small.view(), narrow(directions.view()).view()))?;
+            // As (Qᵀ A)ᵀ: reading a large matrix along its columns is slow.
+            directions = basis(matmul(narrow(left.t()).view(), small.view()).reversed_axes())?;
+        }
     }
+    let q = qr(matmul(a, directions.view()).view()).map_err(overflow)?.q;
     let mut svd = crate::svd(matmul(q.t(), a).view()).map_err(overflow)?;
     svd.u = matmul(q.view(), svd.u.view());
     Ok(truncate(svd, rank))
 }
 
-fn basis(a: Array2<f64>) -> Result<Array2<f64>, Error> {
-    Ok(qr(a.view()).map_err(overflow)?.q)
+/// Columns with the range of `y`, orthonormal to within what a power iteration needs: `Y R⁻¹` with `RᵀR = YᵀY`.
+fn basis(y: Array2<f32>) -> Result<Array2<f64>, Error> {
+    let y = y.mapv(f64::from);
+    let gram = matmul(y.t(), y.view());
+    match cholesky(gram.view()) {
+        // Squared pivots far below the largest leave nothing of the columns' angles.
+        Ok(l) if least_pivot(&l) > LEAST_PIVOT => Ok(solve_lower(l.view(), y.t())?.reversed_axes()),
+        Ok(_) | Err(Error::NotPositiveDefinite { .. }) => Ok(qr(y.view())?.q),
+        Err(error) => Err(error),
+    }
+}
+
+/// Pivots of a triangular factor below this share of the largest have lost half of their digits.
+const LEAST_PIVOT: f64 = 1e-6;
+
+fn least_pivot(l: &Array2<f64>) -> f64 {
+    let (least, most) = l.diag().iter().fold((f64::INFINITY, 0.0_f64), |(least, most), &p| (least.min(p), most.max(p)));
+    least / most
+}
+
+/// Divides by the largest magnitude, which the directions do not depend on, and rounds to f32.
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+fn narrow(a: ArrayView2<'_, f64>) -> Array2<f32> {
+    let largest = a.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+    let scale = if largest > 0.0 { largest } else { 1.0 };
+    a.mapv(|value| (value / scale) as f32)
 }
 
 /// A product of finite matrices that is not finite has overflowed; its elements are not the caller's.

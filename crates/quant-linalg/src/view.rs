@@ -32,8 +32,21 @@ pub(crate) fn as_faer_mut<T>(a: &mut Array2<T>) -> MatMut<'_, T> {
 
 /// Copies a matrix of faer into a row-major array.
 pub(crate) fn to_array(m: MatRef<'_, f64>) -> Array2<f64> {
-    Array2::from_shape_fn((m.nrows(), m.ncols()), |(i, j)| m[(i, j)])
+    let (rows, columns) = m.shape();
+    let mut out = Array2::zeros((rows, columns));
+    // Tile by tile, so that neither side walks through memory in long strides.
+    for (top, left) in (0..rows).step_by(TILE).flat_map(|top| (0..columns).step_by(TILE).map(move |left| (top, left))) {
+        for i in top..rows.min(top + TILE) {
+            for j in left..columns.min(left + TILE) {
+                out[(i, j)] = m[(i, j)];
+            }
+        }
+    }
+    out
 }
+
+/// Side of the tiles in which a matrix is transposed.
+const TILE: usize = 32;
 
 /// Copies an array into a column-major matrix, the layout faer's decompositions like best.
 pub(crate) fn to_faer(a: ArrayView2<'_, f64>) -> Mat<f64> {
