@@ -79,6 +79,12 @@ pub enum Error {
         /// Channels the parameter was made for.
         found: usize,
     },
+    /// A method that lives on calibration was given none.
+    #[error("{stream}: the method needs statistics of calibration")]
+    Statistics {
+        /// Keys or values.
+        stream: Stream,
+    },
     /// A list of channels names one twice or one that does not exist.
     #[error("entry {at} of the permutation is {channel}: not each of {channels} channels once")]
     Permutation {

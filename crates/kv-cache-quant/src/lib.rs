@@ -10,7 +10,7 @@
 //!
 //! let geometry = KvGeometry { kv_heads: 2, q_heads: 8, dim_k: 64, dim_v: 64 };
 //! let keys = Mapped::new(Arc::new(Hadamard::new(2, 64)?), Arc::new(TokenFormat::new(2, 64, "int4-min".parse()?)?))?;
-//! let values = TokenFormat::new(2, 64, "int2-min-g32".parse()?)?;
+//! let values = TokenFormat::new(2, 64, "int2-g32-min".parse()?)?;
 //! let policy = KvPolicy { sinks: 4, window: 64, ..KvPolicy::default() };
 //! let mut cache = QuantizedKv::new(geometry, KeyStorage::PostRope, Arc::new(keys), Arc::new(values), policy)?;
 //!
@@ -31,6 +31,8 @@
 //! | [`PmKvq`] | PM-KVQ: 16 → 8 → 4 → 2 bits in place, budgets by layer |
 //! | [`TwoDimConfig`] | WKVQuant: static by channel, dynamic by token; past-only attention by [`Attention::fresh`] |
 //!
+//! [`KvMethod`] makes any of them from a name such as `rotated:int4-min` or `skvq:2/ternary`.
+//!
 //! The same tokens give the same bytes however they are split into calls, for any number of threads.
 
 #![deny(unsafe_code)]
@@ -43,6 +45,7 @@ mod error;
 mod geometry;
 mod kernels;
 mod layer;
+mod method;
 mod pages;
 mod positions;
 mod precision;
@@ -62,6 +65,7 @@ pub use codec::{
 pub use error::{Error, Stream};
 pub use geometry::{KvGeometry, KvRows};
 pub use layer::{ByteReport, Capabilities, KvCacheLayer, Rollback};
+pub use method::{KvMethod, Pair, StreamStatistics};
 pub use positions::Positions;
 pub use precision::FullPrecision;
 pub use rope::{RopePairing, RopeTable};

@@ -84,8 +84,8 @@ fn on_keys_with_outlier_channels_the_methods_rank_as_published() {
         let ones = vec![1.0; plan.groups()];
         let config = SkvqConfig { levels: Levels::Bits(2), meta: MetaFormat::F16, clip: ClipMode::Midpoint };
         let searched = search_clip(&calibration[..96 * CHANNELS], &plan, config, &grid()).unwrap();
-        let kivi = ChannelFormat::new(HEADS, DIM, 128, "int2-min-g128".parse().unwrap()).unwrap();
-        let int2 = || rtn("int2-min-g128");
+        let kivi = ChannelFormat::new(HEADS, DIM, 128, "int2-g128-min".parse().unwrap()).unwrap();
+        let int2 = || rtn("int2-g128-min");
         let methods: [(&str, Arc<dyn Codec>); 8] = [
             ("rtn", int2()),
             ("rotated", mapped(Hadamard::new(HEADS, DIM).unwrap(), int2())),
@@ -118,7 +118,7 @@ fn on_keys_with_outlier_channels_the_methods_rank_as_published() {
 fn rotation_of_what_is_left_without_the_mean_beats_both() {
     let rows = outlier_keys(256, 0.8);
     let c = columns(&rows, CHANNELS);
-    let int2 = || rtn("int2-min-g128");
+    let int2 = || rtn("int2-g128-min");
     let rotated = error_of(mapped(Hadamard::new(HEADS, DIM).unwrap(), int2()).as_ref(), &rows);
     let mean = || ChannelAffine::remove_mean(&c.mean).unwrap();
     let centred = error_of(mapped(mean(), int2()).as_ref(), &rows);
@@ -130,15 +130,15 @@ fn rotation_of_what_is_left_without_the_mean_beats_both() {
 fn on_channels_that_are_alike_nothing_helps_and_nothing_hurts() {
     let rows = gaussian(4, 256 * CHANNELS);
     let c = columns(&rows, CHANNELS);
-    let plain = error_of(rtn("int2-min-g128").as_ref(), &rows);
+    let plain = error_of(rtn("int2-g128-min").as_ref(), &rows);
     let plan = ReorderPlan::identity(CHANNELS, 128).unwrap();
     let balanced = ReorderPlan::kmeans(&c.min, &c.max, 128, 0, true).unwrap();
     for (name, codec) in [
         ("identity", Arc::new(skvq(&plan, ClipMode::Endpoint, vec![1.0; 8])) as Arc<dyn Codec>),
         ("balanced", Arc::new(skvq(&balanced, ClipMode::Endpoint, vec![1.0; 8]))),
-        ("rotated", mapped(Hadamard::new(HEADS, DIM).unwrap(), rtn("int2-min-g128"))),
-        ("two-dimensional", mapped(ChannelAffine::from_moments(&c.mean, &c.deviation).unwrap(), rtn("int2-min-g128"))),
-        ("kivi", Arc::new(ChannelFormat::new(HEADS, DIM, 128, "int2-min-g128".parse().unwrap()).unwrap())),
+        ("rotated", mapped(Hadamard::new(HEADS, DIM).unwrap(), rtn("int2-g128-min"))),
+        ("two-dimensional", mapped(ChannelAffine::from_moments(&c.mean, &c.deviation).unwrap(), rtn("int2-g128-min"))),
+        ("kivi", Arc::new(ChannelFormat::new(HEADS, DIM, 128, "int2-g128-min".parse().unwrap()).unwrap())),
     ] {
         let error = error_of(codec.as_ref(), &rows);
         assert!((error / plain - 1.0).abs() < 0.05, "{name}: {error}, round to nearest {plain}");
@@ -211,7 +211,7 @@ fn without_reordering_and_clipping_it_is_round_to_nearest_to_the_bit() {
     let rows = gaussian(8, 64 * CHANNELS);
     let plan = ReorderPlan::identity(CHANNELS, 128).unwrap();
     let ours = through(&skvq(&plan, ClipMode::Endpoint, vec![1.0; 8]), &rows);
-    assert_eq!(ours, through(rtn("int2-min-g128").as_ref(), &rows));
+    assert_eq!(ours, through(rtn("int2-g128-min").as_ref(), &rows));
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn past_only_quantization_helps_as_much_as_tokens_attend_to_themselves() {
 #[test]
 fn an_identity_affine_changes_no_bit() {
     let rows = gaussian(5, 32 * 256);
-    let inner = || Arc::new(TokenFormat::new(2, 128, "int4-min-g128".parse().unwrap()).unwrap());
+    let inner = || Arc::new(TokenFormat::new(2, 128, "int4-g128-min".parse().unwrap()).unwrap());
     let mapped = Mapped::new(Arc::new(ChannelAffine::identity(256)), inner()).unwrap();
     assert_eq!(through(&mapped, &rows), through(inner().as_ref(), &rows));
 }
@@ -140,7 +140,7 @@ fn static_scales_that_cannot_be_divided_by_are_refused() {
 
 #[test]
 fn a_constant_group_of_kivi_is_not_divided_by_zero() {
-    let codec = ChannelFormat::new(1, 4, 8, "int2-min-g8".parse().unwrap()).unwrap();
+    let codec = ChannelFormat::new(1, 4, 8, "int2-g8-min".parse().unwrap()).unwrap();
     let rows: Vec<f32> = (0..32).map(|i| [0.0, 2.5, -3.0, (i / 4) as f32][i % 4]).collect();
     let out = through(&codec, &rows);
     for (x, y) in rows.iter().zip(&out).enumerate().filter(|(i, _)| i % 4 < 3).map(|(_, pair)| pair) {
@@ -161,7 +161,7 @@ fn kivi_seals_keys_by_the_block_and_values_one_by_one() {
     let odd = KiviConfig { residual: 33, ..KiviConfig::default() };
     assert!(matches!(odd.cache(g, KeyStorage::PostRope, KvPolicy::default()), Err(Error::Unsupported { .. })));
     // "2-bit" KIVI in groups of 32 with f16 scales takes 3 bits.
-    let bytes = ChannelFormat::new(8, 128, 128, "int2-min-g32".parse().unwrap()).unwrap().bytes(0);
+    let bytes = ChannelFormat::new(8, 128, 128, "int2-g32-min".parse().unwrap()).unwrap().bytes(0);
     assert_eq!(bytes.total() * 8, 3 * 128 * 1024);
 }
 

@@ -154,7 +154,7 @@ mod tests {
     fn kernels_decode_to_the_bits_of_the_packed_tensor() {
         let mut tried = 0;
         for name in
-            ["int2-min-g32", "int4-min", "int4-min-g128", "int8-min", "int8", "int4-g32", "int2-full-g7", "int8-full"]
+            ["int2-g32-min", "int4-min", "int4-g128-min", "int8-min", "int8", "int4-g32", "int2-full-g7", "int8-full"]
         {
             for dim in [64, 80, 100, 128, 4] {
                 let codec = TokenFormat::new(3, dim, name.parse().unwrap()).unwrap();

@@ -96,7 +96,7 @@ pub(crate) fn cases() -> Vec<Case> {
         token("nf4", 0.05),
         token("ternary-min-g32-f16", 0.6),
         case("int2 behind a window", window, 0.4, |h, d| {
-            Arc::new(TokenFormat::new(h, d, "int2-min-g32".parse().unwrap()).unwrap())
+            Arc::new(TokenFormat::new(h, d, "int2-g32-min".parse().unwrap()).unwrap())
         }),
         Case { name: "kivi", make: kivi(KiviConfig::default()), policy: KvPolicy::default(), worst: 0.4 },
         Case {

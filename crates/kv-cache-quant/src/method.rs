@@ -1,0 +1,311 @@
+//! Methods by name: what a command line, a recipe or a configuration file says.
+
+use crate::codec::{
+    ChannelAffine, ClipMode, Codec, Hadamard, KiviConfig, Levels, Mapped, MetaFormat, Plain, PmKvqConfig, ReorderPlan,
+    Skvq, SkvqConfig, TokenFormat, TwoDimConfig, search_clip,
+};
+use crate::{Error, FullPrecision, KeyStorage, KvGeometry, KvPolicy, QuantizedKv, Stream};
+use quant_core::Format;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A method with its parameters for keys and for values. It has a name that parses and prints:
+///
+/// | name | method |
+/// |---|---|
+/// | `f32` | rows as they are |
+/// | `int4-g32-min`, `nvfp4`, `f16` … | any format of quant-core, token by token |
+/// | `rotated:int4-min` | heads rotated first |
+/// | `centred:int4-min` | channel means removed, then heads rotated |
+/// | `smooth:int4-min` | channels divided by `√max|x|` first |
+/// | `kivi:2` | KIVI, groups of 32 |
+/// | `2d:4` | WKVQuant's two-dimensional quantization, groups of 128 |
+/// | `skvq:2`, `skvq:ternary` | SKVQ, groups of 128 on average, E4M3 scales |
+/// | `pm-kvq` | PM-KVQ, as far down as the policy's budget asks |
+///
+/// `keys/values` gives the two streams parameters of their own: `int8/int4-g32`, `kivi:4/2`, `skvq:2/ternary`.
+///
+/// ```
+/// use kv_cache_quant::{KeyStorage, KvGeometry, KvMethod};
+/// let method: KvMethod = "rotated:int4-min/int2-g32-min".parse()?;
+/// assert_eq!(method.to_string(), "rotated:int4-min/int2-g32-min");
+/// let geometry = KvGeometry { kv_heads: 2, q_heads: 4, dim_k: 64, dim_v: 64 };
+/// let cache = method.cache(geometry, KeyStorage::PostRope, method.policy(), None)?;
+/// # Ok::<(), kv_cache_quant::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvMethod {
+    /// Rows as they are, f32.
+    Plain,
+    /// A format by token.
+    Format(Pair<Format>),
+    /// Heads rotated, then a format.
+    Rotated(Pair<Format>),
+    /// Channel means removed, heads rotated, then a format. Needs statistics.
+    Centred(Pair<Format>),
+    /// SmoothQuant-style scales with α = 1/2, then a format. Needs statistics.
+    Smooth(Pair<Format>),
+    /// KIVI at these bits.
+    Kivi(Pair<u8>),
+    /// Two-dimensional quantization at these bits. Needs statistics.
+    TwoDim(Pair<u8>),
+    /// SKVQ at these levels. Needs statistics, and rows to search clip factors on; without rows they are 0.92.
+    Skvq(Pair<Levels>),
+    /// PM-KVQ.
+    PmKvq,
+}
+
+/// One parameter for keys, one for values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair<T> {
+    /// For keys.
+    pub keys: T,
+    /// For values.
+    pub values: T,
+}
+
+/// What calibration says about the rows of one stream of one layer, as they are stored: keys before or after the rotary
+/// turn. Sinks are better left out.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct StreamStatistics {
+    /// Least value of each channel.
+    pub min: Vec<f32>,
+    /// Largest value of each channel.
+    pub max: Vec<f32>,
+    /// Mean of each channel.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel.
+    pub deviation: Vec<f32>,
+    /// Some rows, `[tokens, channels]`; may be empty.
+    pub rows: Vec<f32>,
+}
+
+/// Channels that share a range in SKVQ, on average.
+const SKVQ_GROUP: usize = 128;
+/// Seed of SKVQ's k-means.
+const SKVQ_SEED: u64 = 42;
+/// The clip factor of SKVQ's published runs.
+const SKVQ_ALPHA: f32 = 0.92;
+
+impl StreamStatistics {
+    /// The statistics of some rows, `[tokens, channels]`, sums in f64. Keeps the rows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for no rows, or rows that are not whole.
+    pub fn of(rows: &[f32], channels: usize) -> Result<Self, Error> {
+        if channels == 0 || rows.is_empty() || !rows.len().is_multiple_of(channels) {
+            return Err(Error::Shape { what: "rows of statistics", expected: channels, found: rows.len() });
+        }
+        let (mut min, mut max) = (rows[..channels].to_vec(), rows[..channels].to_vec());
+        let (mut sum, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+        #[expect(clippy::cast_precision_loss, reason = "a number of tokens")]
+        let tokens = (rows.len() / channels) as f64;
+        for row in rows.chunks_exact(channels) {
+            for (c, &x) in row.iter().enumerate() {
+                (min[c], max[c]) = (min[c].min(x), max[c].max(x));
+                sum[c] += f64::from(x) / tokens;
+            }
+        }
+        for row in rows.chunks_exact(channels) {
+            row.iter()
+                .zip(squares.iter_mut().zip(&sum))
+                .for_each(|(&x, (s, mean))| *s += (f64::from(x) - mean).powi(2));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+        let (mean, deviation) =
+            (sum.iter().map(|&x| x as f32).collect(), squares.iter().map(|&x| (x / tokens).sqrt() as f32).collect());
+        Ok(Self { min, max, mean, deviation, rows: rows.to_vec() })
+    }
+
+    fn largest(&self) -> Vec<f32> {
+        self.min.iter().zip(&self.max).map(|(lo, hi)| lo.abs().max(hi.abs())).collect()
+    }
+}
+
+impl KvMethod {
+    /// Whether [`KvMethod::cache`] needs statistics.
+    #[must_use]
+    pub fn needs_statistics(&self) -> bool {
+        matches!(self, Self::Centred(_) | Self::Smooth(_) | Self::TwoDim(_) | Self::Skvq(_))
+    }
+
+    /// The policy the method is published with: SKVQ has a window of 128 and five sinks, PM-KVQ one sink.
+    #[must_use]
+    pub fn policy(&self) -> KvPolicy {
+        match self {
+            Self::Plain => KvPolicy { precision: FullPrecision::F32, ..KvPolicy::default() },
+            Self::Skvq(_) => KvPolicy { window: 128, sinks: 5, ..KvPolicy::default() },
+            Self::PmKvq => KvPolicy { sinks: 1, ..KvPolicy::default() },
+            _ => KvPolicy::default(),
+        }
+    }
+
+    /// An empty cache of one layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Statistics`] when they are needed and missing, and what the codec and [`QuantizedKv::new`] say.
+    pub fn cache(
+        &self,
+        geometry: KvGeometry,
+        storage: KeyStorage,
+        policy: KvPolicy,
+        statistics: Option<&Pair<StreamStatistics>>,
+    ) -> Result<QuantizedKv, Error> {
+        match self {
+            Self::Kivi(bits) => {
+                let config = KiviConfig { key_bits: bits.keys, value_bits: bits.values, ..KiviConfig::default() };
+                return config.cache(geometry, storage, policy);
+            }
+            Self::PmKvq => return PmKvqConfig::default().cache(geometry, storage, policy),
+            _ => {}
+        }
+        let keys = self.codec(Stream::Keys, geometry.kv_heads, geometry.dim_k, statistics.map(|s| &s.keys))?;
+        let values = self.codec(Stream::Values, geometry.kv_heads, geometry.dim_v, statistics.map(|s| &s.values))?;
+        QuantizedKv::new(geometry, storage, keys, values, policy)
+    }
+
+    /// The codec of one stream, for methods whose streams do not depend on each other.
+    fn codec(
+        &self,
+        stream: Stream,
+        heads: usize,
+        dim: usize,
+        statistics: Option<&StreamStatistics>,
+    ) -> Result<Arc<dyn Codec>, Error> {
+        let statistics = || statistics.ok_or(Error::Statistics { stream });
+        let token = |pair: &Pair<Format>| Ok::<_, Error>(Arc::new(TokenFormat::new(heads, dim, *pair.of(stream))?));
+        let rotated = |pair| Mapped::new(Arc::new(Hadamard::new(heads, dim)?), token(pair)?);
+        Ok(match self {
+            // KIVI and PM-KVQ are made as a whole.
+            Self::Plain | Self::Kivi(_) | Self::PmKvq => Arc::new(Plain::new(heads, dim, FullPrecision::F32)?),
+            Self::Format(pair) => token(pair)?,
+            Self::Rotated(pair) => Arc::new(rotated(pair)?),
+            Self::Centred(pair) => {
+                let mean = ChannelAffine::remove_mean(&statistics()?.mean)?;
+                Arc::new(Mapped::new(Arc::new(mean), Arc::new(rotated(pair)?))?)
+            }
+            Self::Smooth(pair) => {
+                let scales = ChannelAffine::smooth(&statistics()?.largest(), 0.5)?;
+                Arc::new(Mapped::new(Arc::new(scales), token(pair)?)?)
+            }
+            Self::TwoDim(bits) => {
+                let affine = ChannelAffine::from_moments(&statistics()?.mean, &statistics()?.deviation)?;
+                Arc::new(TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() }.codec(heads, dim, affine)?)
+            }
+            Self::Skvq(levels) => Arc::new(skvq(*levels.of(stream), statistics()?)?),
+        })
+    }
+}
+
+/// SKVQ as it is published, with clip factors searched per group where there are rows.
+fn skvq(levels: Levels, statistics: &StreamStatistics) -> Result<Skvq, Error> {
+    let plan = ReorderPlan::kmeans(&statistics.min, &statistics.max, SKVQ_GROUP, SKVQ_SEED, false)?;
+    let largest = statistics.largest().into_iter().fold(0.0, f32::max);
+    let config = SkvqConfig { levels, meta: MetaFormat::e4m3_for(largest), clip: ClipMode::Midpoint };
+    let alphas = if statistics.rows.is_empty() {
+        vec![SKVQ_ALPHA; plan.groups()]
+    } else {
+        let grid: Vec<f32> = (8_u8..=20).map(|step| f32::from(step) / 20.0).collect();
+        search_clip(&statistics.rows, &plan, config, &grid)?
+    };
+    Skvq::new(config, plan, alphas)
+}
+
+impl<T> Pair<T> {
+    fn of(&self, stream: Stream) -> &T {
+        match stream {
+            Stream::Keys => &self.keys,
+            Stream::Values => &self.values,
+        }
+    }
+}
+
+impl<T: fmt::Display + PartialEq> fmt::Display for Pair<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.keys == self.values { self.keys.fmt(f) } else { write!(f, "{}/{}", self.keys, self.values) }
+    }
+}
+
+impl fmt::Display for Levels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ternary => f.write_str("ternary"),
+            Self::Bits(bits) => bits.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for KvMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain => f.write_str("f32"),
+            Self::Format(pair) => pair.fmt(f),
+            Self::Rotated(pair) => write!(f, "rotated:{pair}"),
+            Self::Centred(pair) => write!(f, "centred:{pair}"),
+            Self::Smooth(pair) => write!(f, "smooth:{pair}"),
+            Self::Kivi(pair) => write!(f, "kivi:{pair}"),
+            Self::TwoDim(pair) => write!(f, "2d:{pair}"),
+            Self::Skvq(pair) => write!(f, "skvq:{pair}"),
+            Self::PmKvq => f.write_str("pm-kvq"),
+        }
+    }
+}
+
+impl FromStr for KvMethod {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let unknown = || Error::Unsupported {
+            what: "method of a key-value cache",
+            found: format!("`{name}`"),
+            supported: "f32, FORMAT, rotated:FORMAT, centred:FORMAT, smooth:FORMAT, kivi:BITS, 2d:BITS, skvq:BITS, \
+                        skvq:ternary, pm-kvq; keys/values where they differ",
+        };
+        let formats = |text: &str| parse_pair(text, |part| Ok(part.parse::<Format>()?));
+        let bits = |text: &str| {
+            parse_pair(text, |part| part.parse().ok().filter(|bits| (1..=8).contains(bits)).ok_or_else(unknown))
+        };
+        let levels = |text: &str| {
+            parse_pair(text, |part| match part {
+                "ternary" => Ok(Levels::Ternary),
+                _ => bits(part).map(|pair| Levels::Bits(pair.keys)),
+            })
+        };
+        Ok(match name.split_once(':') {
+            None if name == "f32" => Self::Plain,
+            None if name == "pm-kvq" => Self::PmKvq,
+            None => Self::Format(formats(name)?),
+            Some(("rotated", rest)) => Self::Rotated(formats(rest)?),
+            Some(("centred", rest)) => Self::Centred(formats(rest)?),
+            Some(("smooth", rest)) => Self::Smooth(formats(rest)?),
+            Some(("kivi", rest)) => Self::Kivi(bits(rest)?),
+            Some(("2d", rest)) => Self::TwoDim(bits(rest)?),
+            Some(("skvq", rest)) => Self::Skvq(levels(rest)?),
+            Some(_) => return Err(unknown()),
+        })
+    }
+}
+
+fn parse_pair<T: Copy>(text: &str, parse: impl Fn(&str) -> Result<T, Error>) -> Result<Pair<T>, Error> {
+    match text.split_once('/') {
+        Some((keys, values)) => Ok(Pair { keys: parse(keys)?, values: parse(values)? }),
+        None => parse(text).map(|both| Pair { keys: both, values: both }),
+    }
+}
+
+impl serde::Serialize for KvMethod {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for KvMethod {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}

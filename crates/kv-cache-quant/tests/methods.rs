@@ -1,0 +1,74 @@
+//! Methods by name.
+
+mod common;
+
+use common::*;
+use kv_cache_quant::*;
+
+const NAMES: [&str; 14] = [
+    "f32",
+    "f16",
+    "int4-g32-min",
+    "int8/nvfp4",
+    "rotated:int4-min",
+    "rotated:int4-min/int2-g32-min",
+    "centred:int4-min",
+    "smooth:int4-min",
+    "kivi:2",
+    "kivi:4/2",
+    "2d:4/2",
+    "skvq:2",
+    "skvq:2/ternary",
+    "pm-kvq",
+];
+
+fn statistics(g: KvGeometry) -> Pair<StreamStatistics> {
+    let (keys, values) = rows(g, 64, 1);
+    Pair {
+        keys: StreamStatistics::of(&keys, g.key_width()).unwrap(),
+        values: StreamStatistics::of(&values, g.value_width()).unwrap(),
+    }
+}
+
+#[test]
+fn every_name_prints_as_it_was_parsed_and_makes_a_cache_that_works() {
+    let g = geometry(64);
+    let data = rows(g, 300, 2);
+    for name in NAMES {
+        let method: KvMethod = name.parse().unwrap();
+        assert_eq!(method.to_string(), name);
+        let json = serde_json::to_string(&method).unwrap();
+        assert_eq!(json, format!("\"{name}\""));
+        assert_eq!(serde_json::from_str::<KvMethod>(&json).unwrap(), method);
+        let mut cache = method.cache(g, KeyStorage::PostRope, method.policy(), Some(&statistics(g))).unwrap();
+        append(&mut cache, &data, 0..300);
+        let (keys, values) = decoded(&cache);
+        let error = relative_mse(&data.0, &keys, g.key_width()).max(relative_mse(&data.1, &values, g.value_width()));
+        assert!(error < 0.3, "{name}: {error}");
+        let without = method.cache(g, KeyStorage::PostRope, method.policy(), None);
+        match without {
+            Ok(_) => assert!(!method.needs_statistics(), "{name}"),
+            Err(Error::Statistics { stream: Stream::Keys }) => assert!(method.needs_statistics(), "{name}"),
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn statistics_of_rows_are_what_they_say() {
+    let s = StreamStatistics::of(&[1.0, -2.0, 3.0, -2.0], 2).unwrap();
+    assert_eq!((s.min, s.max), (vec![1.0, -2.0], vec![3.0, -2.0]));
+    assert_eq!((s.mean, s.deviation), (vec![2.0, -2.0], vec![1.0, 0.0]));
+    for (rows, channels) in [(&[][..], 2), (&[1.0, 2.0, 3.0][..], 2), (&[1.0][..], 0)] {
+        assert!(matches!(StreamStatistics::of(rows, channels), Err(Error::Shape { .. })));
+    }
+}
+
+#[test]
+fn names_that_mean_nothing_are_refused() {
+    for name in ["", "kivi", "kivi:0", "kivi:9", "kivi:2/", "skvq:ternar", "2d:4/x", "turbo:3", "rotated:nothing"] {
+        assert!(name.parse::<KvMethod>().is_err(), "`{name}`");
+    }
+    let text = "turbo:3".parse::<KvMethod>().unwrap_err().to_string();
+    assert!(text.contains("turbo:3") && text.contains("skvq:BITS"), "{text}");
+}
