@@ -112,6 +112,16 @@ impl Hidden {
     pub fn rows(&self) -> usize {
         self.0.rows()
     }
+
+    /// Rows of several passes, one after the other.
+    pub(crate) fn join(parts: &[Self]) -> Result<Self, Error> {
+        let width = parts.first().map_or(0, |part| part.0.width());
+        let mut rows = Vec::with_capacity(parts.iter().map(Self::rows).sum::<usize>() * width);
+        for part in parts {
+            part.0.read(|values| rows.extend_from_slice(values))?;
+        }
+        Ok(Self(Rows::new(rows, width)?))
+    }
 }
 
 /// Turns the stream that leaves the last layer into logits.

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{all_logits, config, largest_difference, random_model, some_tokens};
-use quant_models::{BoxError, Decoder, Error, KvCache, KvGeometry, KvRows, KvScratch, KvState, PlainKvCache};
+use quant_models::eval::{Recording, Stepwise, WindowOptions, Windows};
+use quant_models::{BoxError, Decoder, Error, KvCache, KvGeometry, KvRows, KvScratch, KvState, PlainKvCache, Tokens};
 use serde_json::{Value, json};
 
 /// Logits of a text read in parts of these sizes.
@@ -135,6 +136,27 @@ fn any_cache_can_be_plugged_in_and_decides_what_attention_reads() {
     let in_steps = in_parts(&model, &tokens, &[1], &mut cache);
     assert!(largest_difference(&whole, &in_steps) > 1e-3, "old tokens are read rounded");
     assert_eq!(cache.bytes(), 20 * 16 * 2 * 2, "bytes are the caches' own");
+}
+
+#[test]
+fn an_evaluation_that_reads_stepwise_meets_what_the_cache_keeps() {
+    let model = random_model(&config(json!({"model_type": "qwen2"})), 6);
+    let tokens = Tokens { ids: some_tokens(64, 40, 5), ends: (1..=64).collect() };
+    let windows = Windows::of_text(&tokens, WindowOptions { stride: Some(8), ..WindowOptions::new(16) }).unwrap();
+    let reference = Recording::new(&model, windows, &mut |_| {}).unwrap();
+    let rounding = || KvState::with(model.config(), |_, geometry| Box::new(Rounding(PlainKvCache::new(geometry))));
+    let found = |step: usize, make: &dyn Fn() -> KvState| {
+        reference.compare(&Stepwise::new(&model, step, make).unwrap(), &mut |_| {}).unwrap()
+    };
+    for step in [1, 5, 16] {
+        let plain = found(step, &|| KvState::plain(model.config()));
+        assert!(plain.kl.abs() < 1e-9 && plain.top1 == 1.0, "a plain cache loses nothing: {plain:?}");
+        assert!((plain.model.nll / reference.score().nll - 1.0).abs() < 1e-6, "{plain:?}");
+    }
+    let (one, five, whole) = (found(1, &rounding).kl, found(5, &rounding).kl, found(16, &rounding).kl);
+    assert!(one > five && five > 1e-6, "the more of the past is rounded, the more is lost: {one} {five}");
+    assert!(whole.abs() < 1e-9, "a window read at once meets no rounded past: {whole}");
+    assert!(matches!(Stepwise::new(&model, 0, rounding), Err(Error::BadSetting { name: "step", .. })), "no step");
 }
 
 /// A cache with a fault.

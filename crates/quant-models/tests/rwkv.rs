@@ -329,6 +329,8 @@ fn configurations_that_contradict_themselves_are_refused() {
         (json!({"head_size": null, "head_dim": 5}), "head_dim"),
         (json!({"low_rank_layout": "sideways"}), "low_rank_layout"),
         (json!({"group_norm_eps": 2.0}), "group_norm_eps"),
+        (json!({"layer_norm_eps": -1.0}), "layer_norm_eps"),
+        (json!({"layer_norm_epsilon": "small"}), "layer_norm_epsilon"),
         (json!({"num_hidden_layers": "many"}), "num_hidden_layers"),
     ] {
         let error = Config::from_json(&config("rwkv7", changes), Path::new("config.json")).unwrap_err();
@@ -337,6 +339,11 @@ fn configurations_that_contradict_themselves_are_refused() {
     let found = parsed(&config("rwkv6", json!({"hidden_size": 64})));
     assert_eq!((found.family, found.intermediate_size, found.heads), (Family::Rwkv6, 224, 8), "3.5 times the width");
     assert_eq!(parsed(&config("rwkv7", json!({}))).intermediate_size, 96, "4 times the width");
+    let eps = |changes| parsed(&config("rwkv7", changes)).norm_eps;
+    assert_eq!(
+        [eps(json!({})), eps(json!({"layer_norm_eps": 1e-3})), eps(json!({"layer_norm_epsilon": 1e-4}))],
+        [1e-5, 1e-3, 1e-4]
+    );
     let mut cache = KvState::plain(&parsed(&config("rwkv7", json!({"head_size": 24}))));
     let json = config("rwkv7", json!({}));
     let model = model_of(&json, &naive_rwkv::weights(&parsed(&json), 5, 14));

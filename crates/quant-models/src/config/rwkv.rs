@@ -58,9 +58,9 @@ pub(super) fn read(config: &Object<'_>, family: Family) -> Result<Config, Error>
         kv_heads: heads,
         head_dim,
         max_positions: positions.unwrap_or(DEFAULT_POSITIONS),
-        norm_eps: match config.get("layer_norm_epsilon") {
+        norm_eps: match ["layer_norm_eps", "layer_norm_epsilon"].into_iter().find(|key| config.get(key).is_some()) {
             None => 1e-5,
-            Some(_) => norm_eps(config, "layer_norm_epsilon")?,
+            Some(key) => norm_eps(config, key)?,
         },
         activation: Activation::Relu,
         rope: Rope { theta: 10_000.0, rotary_dim: 0, scaling: RopeScaling::Default },

@@ -1,7 +1,7 @@
 //! Scoring the tokens of windows.
 
-use super::{Progress, Window, Windows};
-use crate::{Decoder, Error, Hidden};
+use super::{Predictor, Progress, Window, Windows};
+use crate::{Error, Hidden};
 use rayon::prelude::*;
 
 /// Tokens run through the layers together.
@@ -71,7 +71,7 @@ struct Row {
 
 /// One batch on its way through a model.
 struct Walk<'a> {
-    decoder: &'a Decoder,
+    model: &'a dyn Predictor,
     hidden: Hidden,
 }
 
@@ -79,12 +79,16 @@ struct Walk<'a> {
 ///
 /// # Errors
 ///
-/// As [`Decoder::hidden`]; [`Error::NonFiniteLogits`].
-pub fn perplexity(decoder: &Decoder, windows: &Windows, progress: &mut dyn FnMut(Progress)) -> Result<Score, Error> {
+/// As [`Predictor::hidden`]; [`Error::NonFiniteLogits`].
+pub fn perplexity(
+    model: &dyn Predictor,
+    windows: &Windows,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Score, Error> {
     let mut seen = Seen::default();
     for batch in windows.batches(BATCH_TOKENS) {
-        let walk = Walk::new(decoder, batch)?;
-        for chunk in chunks(batch, decoder) {
+        let walk = Walk::new(model, batch)?;
+        for chunk in chunks(batch, model) {
             let logits = walk.logits(&chunk)?;
             seen.nll.extend(rows(&logits, &chunk)?.iter().map(|row| row.nll));
         }
@@ -99,18 +103,18 @@ pub fn perplexity(decoder: &Decoder, windows: &Windows, progress: &mut dyn FnMut
 ///
 /// As [`perplexity`]; [`Error::VocabularyMismatch`].
 pub fn compare(
-    reference: &Decoder,
-    models: &[&Decoder],
+    reference: &dyn Predictor,
+    models: &[&dyn Predictor],
     windows: &Windows,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Comparison>, Error> {
     for model in models {
-        same_vocabulary(reference.config().vocab_size, model)?;
+        same_vocabulary(reference.decoder().config().vocab_size, *model)?;
     }
     let mut seen: Vec<Seen> = models.iter().map(|_| Seen::default()).collect();
     for batch in windows.batches(BATCH_TOKENS) {
         let walk = Walk::new(reference, batch)?;
-        let others = models.iter().map(|model| Walk::new(model, batch)).collect::<Result<Vec<_>, _>>()?;
+        let others = models.iter().map(|model| Walk::new(*model, batch)).collect::<Result<Vec<_>, _>>()?;
         for chunk in chunks(batch, reference) {
             let expected = walk.logits(&chunk)?;
             let expected_rows = rows(&expected, &chunk)?;
@@ -143,7 +147,7 @@ impl Recording {
     /// # Errors
     ///
     /// As [`perplexity`].
-    pub fn new(reference: &Decoder, windows: Windows, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
+    pub fn new(reference: &dyn Predictor, windows: Windows, progress: &mut dyn FnMut(Progress)) -> Result<Self, Error> {
         let mut seen = Seen::default();
         let mut kept = Vec::new();
         for batch in windows.batches(BATCH_TOKENS) {
@@ -156,7 +160,7 @@ impl Recording {
             progress(seen.progress(&windows));
         }
         let score = seen.score(&windows, &seen.nll);
-        Ok(Self { windows, vocab: reference.config().vocab_size, logits: kept, score })
+        Ok(Self { windows, vocab: reference.decoder().config().vocab_size, logits: kept, score })
     }
 
     /// How well the reference predicted the text.
@@ -176,7 +180,7 @@ impl Recording {
     /// # Errors
     ///
     /// As [`compare`].
-    pub fn compare(&self, model: &Decoder, progress: &mut dyn FnMut(Progress)) -> Result<Comparison, Error> {
+    pub fn compare(&self, model: &dyn Predictor, progress: &mut dyn FnMut(Progress)) -> Result<Comparison, Error> {
         same_vocabulary(self.vocab, model)?;
         let mut seen = Seen::default();
         let mut rest = self.logits.as_slice();
@@ -193,21 +197,21 @@ impl Recording {
     }
 }
 
-fn same_vocabulary(reference: usize, model: &Decoder) -> Result<(), Error> {
-    let model = model.config().vocab_size;
+fn same_vocabulary(reference: usize, model: &dyn Predictor) -> Result<(), Error> {
+    let model = model.decoder().config().vocab_size;
     if model == reference { Ok(()) } else { Err(Error::VocabularyMismatch { reference, model }) }
 }
 
 impl<'a> Walk<'a> {
-    fn new(decoder: &'a Decoder, batch: &[Window]) -> Result<Self, Error> {
+    fn new(model: &'a dyn Predictor, batch: &[Window]) -> Result<Self, Error> {
         // The last token of a window predicts nothing.
         let texts: Vec<&[u32]> = batch.iter().map(|window| &window.tokens[..window.tokens.len() - 1]).collect();
-        Ok(Self { decoder, hidden: decoder.hidden(&texts, None)? })
+        Ok(Self { model, hidden: model.hidden(&texts)? })
     }
 
     fn logits(&self, chunk: &[Target]) -> Result<Vec<f32>, Error> {
         match (chunk.first(), chunk.last()) {
-            (Some(first), Some(last)) => self.decoder.logits(&self.hidden, first.row..last.row + 1),
+            (Some(first), Some(last)) => self.model.decoder().logits(&self.hidden, first.row..last.row + 1),
             _ => Ok(Vec::new()),
         }
     }
@@ -221,8 +225,8 @@ struct Target {
 }
 
 /// The targets of a batch, in pieces of consecutive rows that are put through the head together.
-fn chunks(batch: &[Window], decoder: &Decoder) -> Vec<Vec<Target>> {
-    let limit = (LOGITS / decoder.config().vocab_size).max(1);
+fn chunks(batch: &[Window], model: &dyn Predictor) -> Vec<Vec<Target>> {
+    let limit = (LOGITS / model.decoder().config().vocab_size).max(1);
     let mut out: Vec<Vec<Target>> = Vec::new();
     let mut first = 0;
     for window in batch {
