@@ -17,6 +17,21 @@
 //! assert_eq!(statistics.dead_channels(), Some(vec![2]));
 //! # Ok::<(), quant_calib::Error>(())
 //! ```
+//!
+//! | item | what |
+//! |---|---|
+//! | [`Needs`], [`Statistics`] | what a method asks for, and the statistics of one input |
+//! | [`Gram`] | `Σ w x xᵀ`: GPTQ's Hessian, the covariance of low-rank methods |
+//! | [`ChannelStats`], [`QuantileSketch`] | ranges, moments and quantiles of channels |
+//! | [`Reservoir`] | a uniform sample of tokens |
+//! | [`ExpertCounts`], [`KvStatistics`] | choices of routers; keys before and after rotary positions, and values |
+//! | [`Gatherer`], [`Coverage`] | many inputs by name, shared between linears; saved; reported |
+//! | [`CalibrationSet`] | the text: windows of tokens, their source, a hash |
+//!
+//! # Promises
+//!
+//! How tokens are split into calls and the number of threads change no bit. Bad input (NaN, wrong widths, impossible
+//! choices) is an [`Error`] that names input, batch, row and channel, and changes nothing. Samples come from ChaCha8 streams of a seed.
 
 #![forbid(unsafe_code)]
 
@@ -47,3 +62,10 @@ pub use quantiles::QuantileSketch;
 pub use reservoir::Reservoir;
 pub use set::{CalibrationSet, WindowChoice, WindowConfig};
 pub use statistics::Statistics;
+
+/// The example of this crate's page in the book.
+#[cfg(doctest)]
+mod outside {
+    #[doc = include_str!("../../../docs/src/quant-calib.md")]
+    struct Page;
+}
