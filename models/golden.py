@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Reference numbers of tiny-llama from `transformers`, for the Rust tests, and its score on the held-out text.
+"""Reference numbers of a decoder from `transformers`, for the Rust tests, and its score on the held-out text.
 
     python3 golden.py --model tiny-llama --text heldout.txt --out tiny-llama/golden.json
+
+and likewise for tiny-qwen and tiny-moe; tiny-rwkv7 has golden_rwkv7.py.
 
 The stored bfloat16 weights are widened to float32 and everything is computed in float32 on the CPU. For a short
 prompt the file holds the byte ids, all logits of the last position, the largest logit's index at every position,
 and the mean absolute value of the cached keys (after the rotary embedding) and values of each layer; for the text,
 sums of negative log likelihood in nats: non-overlapping windows of 512 bytes, every byte of a window but its first
-predicted, once for the first 4096 bytes and once for all whole windows.
+predicted, once for the first 4096 bytes and once for all whole windows. Of a mixture of experts it also
+holds how often each expert of each layer is taken over all whole windows.
 """
 import argparse
 import json
@@ -35,7 +38,7 @@ def window_nll(model, data, window, batch=8):
 
 @torch.inference_mode()
 def strided_nll(model, data, window, stride, batch=8):
-    """Summed nll when windows overlap: each scores only what the one before it has not. Returns (nats, bytes scored)."""
+    """Summed nll when windows overlap, each scoring what the one before has not. Returns (nats, bytes scored)."""
     last = len(data) - window
     starts = list(range(0, last + 1, stride))
     nats, scored = 0.0, 0
@@ -47,6 +50,19 @@ def strided_nll(model, data, window, stride, batch=8):
             new = row if s == 0 else row[-stride:]
             nats, scored = nats + new.sum().item(), scored + len(new)
     return nats, scored
+
+
+@torch.inference_mode()
+def expert_counts(model, data, window, batch=8):
+    """[layers][experts]: how many bytes of the whole windows take each expert."""
+    rows = data[: len(data) // window * window].view(-1, window)
+    c = model.config
+    counts = torch.zeros(c.num_hidden_layers, c.num_experts, dtype=torch.int64)
+    for part in rows.split(batch):
+        for layer, logits in enumerate(model(part, use_cache=False, output_router_logits=True).router_logits):
+            taken = logits.softmax(-1).topk(c.num_experts_per_tok, -1).indices
+            counts[layer] += torch.bincount(taken.flatten(), minlength=c.num_experts)
+    return counts.tolist()
 
 
 def main():
@@ -93,6 +109,8 @@ def main():
         "heldout_all": {"window": a.window, **score(sum(windows), per_window * len(windows))},
         "heldout_all_stride_256": {"window": a.window, **score(*strided_nll(model, text, a.window, 256))},
     }
+    if hasattr(model.config, "num_experts"):
+        golden["expert_counts_heldout"] = expert_counts(model, text, a.window)
     with open(a.out + ".tmp", "w") as f:
         json.dump(golden, f, ensure_ascii=False)
         f.write("\n")
