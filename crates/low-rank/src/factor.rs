@@ -63,7 +63,7 @@ impl Storage {
     ///
     /// [`Error::Core`] for a matrix that is empty or too large.
     pub fn bytes(self, rows: usize, columns: usize) -> Result<u64, Error> {
-        let Self::Packed(format) = self else { return Ok(4 * rows as u64 * columns as u64) };
+        let Self::Packed(format) = self else { return Ok((4 * rows as u64).saturating_mul(columns as u64)) };
         let layout = Layout::new(format, &[rows, columns])?;
         let sections = layout.code_bytes() + layout.scale_bytes() + layout.zero_bytes() + 4 * layout.second_len;
         Ok(sections as u64)

@@ -36,6 +36,7 @@
 //!
 //! | more | what |
 //! |---|---|
+//! | [`AnyMethod`] | one of the first four, chosen by name in a recipe |
 //! | [`LowRank`], [`Sum`] | linears of two factors and of two terms; each part dense or packed |
 //! | [`correct`] | two factors for the error of a quantized weight |
 //! | [`strs`](fn@strs) | ranks for all layers from measured sensitivities, the search of the ASVD paper |
@@ -51,6 +52,7 @@
 #![forbid(unsafe_code)]
 
 mod allocation;
+mod any_method;
 mod asvd;
 mod calibration;
 mod correction;
@@ -68,6 +70,7 @@ mod svd;
 mod svd_llm;
 
 pub use allocation::{Allocation, LayerOption, Menu, Plan, allocate, options, realize};
+pub use any_method::AnyMethod;
 pub use asvd::{Asvd, ScaleSource};
 pub use calibration::Calibration;
 pub use correction::{Corrected, CorrectionReport, correct};

@@ -74,7 +74,7 @@ pub fn rank_for_ratio(rows: usize, columns: usize, ratio: Ratio, align: usize) -
         return Err(Error::Setting { setting: "align", value: 0.0, expected: "a positive number" });
     }
     let parameters = floor(rows as f64 * columns as f64 * kept);
-    let rank = parameters / (rows + columns).max(1);
+    let rank = parameters / rows.saturating_add(columns).max(1);
     let aligned = (rank / align * align).min(rows.min(columns));
     if aligned == 0 {
         let least = align.min(rows.min(columns)).max(1);
@@ -87,7 +87,7 @@ pub fn rank_for_ratio(rows: usize, columns: usize, ratio: Ratio, align: usize) -
 /// Parameters of two factors `[rows, rank]` and `[rank, columns]`.
 #[must_use]
 pub fn pair_parameters(rows: usize, columns: usize, rank: usize) -> u64 {
-    (rank as u64).saturating_mul(rows as u64 + columns as u64)
+    (rank as u64).saturating_mul((rows as u64).saturating_add(columns as u64))
 }
 
 /// The largest rank with which two factors hold fewer parameters than the matrix, `k (m + n) < m n`; 0 when none does.
@@ -97,7 +97,7 @@ pub fn pair_parameters(rows: usize, columns: usize, rank: usize) -> u64 {
 /// ```
 #[must_use]
 pub fn break_even(rows: usize, columns: usize) -> usize {
-    (rows * columns).saturating_sub(1) / (rows + columns).max(1)
+    rows.saturating_mul(columns).saturating_sub(1) / rows.saturating_add(columns).max(1)
 }
 
 /// Rounds down; 0 for what is not positive.

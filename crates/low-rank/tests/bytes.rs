@@ -4,8 +4,8 @@ mod common;
 
 use common::{Inputs, inputs, kept, rank, statistics, weight};
 use low_rank::{
-    Calibration, Factored, LayerOption, Menu, Method, Palu, PlainSvd, Plan, Ratio, Size, Storage, SvdLlm, Truncation,
-    allocate, break_even, options, pair_parameters, rank_for_ratio, realize,
+    AnyMethod, Calibration, Factored, LayerOption, Menu, Method, Palu, PlainSvd, Plan, Ratio, Size, Storage, SvdLlm,
+    Truncation, allocate, break_even, options, pair_parameters, rank_for_ratio, realize,
 };
 use quant_core::Linear;
 
@@ -167,5 +167,8 @@ fn storages_and_configurations_have_stable_texts() {
     assert_eq!(serde_json::from_str::<SvdLlm>(&text).unwrap(), method);
     assert_eq!(serde_json::from_str::<SvdLlm>("{}").unwrap(), SvdLlm::default());
     assert!(serde_json::from_str::<SvdLlm>(r#"{"dampening":1.0}"#).is_err(), "unknown fields are refused");
+    let any = serde_json::from_str::<AnyMethod>(r#"{"method":"svd-llm","damping":0.01}"#).unwrap();
+    assert_eq!(any, AnyMethod::SvdLlm(SvdLlm { damping: 0.01, ..SvdLlm::default() }));
+    assert!(serde_json::from_str::<AnyMethod>(r#"{"method":"svd","damping":0.01}"#).is_err(), "the plain SVD has none");
     assert!(serde_json::from_str::<Storage>(r#""int99""#).is_err(), "unknown storages are refused");
 }

@@ -376,3 +376,46 @@ fn triangular_systems_are_solved_from_the_right_side() {
     let (a, b) = decomposition.factors(3, SigmaFuse::Both).unwrap();
     assert!((a.dot(&b) - w.mapv(f64::from)).iter().all(|error| error.abs() < 1e-12));
 }
+
+#[test]
+fn weights_of_zeros_and_of_lower_rank_than_asked_are_exact() {
+    let statistics = statistics(&inputs(Inputs::Correlated, 200, 40, 2));
+    let calibration = Calibration::from(&statistics);
+    let low = common::narrow(&gaussian(40, 3, 1).dot(&gaussian(3, 40, 2)));
+    for w in [Array2::zeros((40, 40)), low] {
+        for solver in [Solver::Exact, Solver::Randomized { oversample: 5, power_iterations: 2, seed: 1 }] {
+            let truncation = Truncation { solver, ..rank(8) };
+            let plain = PlainSvd { truncation: truncation.clone() }.compress(&w, &calibration).unwrap();
+            let white = SvdLlm { truncation, ..SvdLlm::default() }.compress(&w, &calibration).unwrap();
+            for found in [plain, white] {
+                assert!(found.report.weight_error < 1e-6, "{solver:?}: {}", found.report.weight_error);
+                assert!(found.report.output_error.unwrap() < 1e-6, "{solver:?}: {:?}", found.report.output_error);
+            }
+        }
+    }
+}
+
+#[test]
+fn factors_do_not_depend_on_the_number_of_threads() {
+    let w = weight(300, 420);
+    let statistics = statistics(&inputs(Inputs::CorrelatedOutliers, 600, 420, 2));
+    let x = inputs(Inputs::Isotropic, 3, 420, 7).into_raw_vec_and_offset().0;
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let solver = Solver::Randomized { oversample: 10, power_iterations: 2, seed: 1 };
+            let truncation = Truncation { solver, storage: "int8-g32".parse().unwrap(), ..rank(40) };
+            let method = SvdLlm { truncation, ..SvdLlm::default() };
+            let found = method.compress(&w, &Calibration::from(&statistics)).unwrap();
+            let dense = DenseLinear::new(found.linear.to_dense().unwrap(), 300, 420).unwrap();
+            let (mut y, mut z) = (vec![0.0; 900], vec![0.0; 900]);
+            found.linear.matmul(&x, &mut y).unwrap();
+            dense.matmul(&x, &mut z).unwrap();
+            (found, y, z)
+        })
+    };
+    let expected = run(1);
+    for threads in [2, 7] {
+        assert!(run(threads) == expected, "{threads} threads give something else");
+    }
+}
