@@ -4,7 +4,10 @@
 
 use crate::cache::QuantizedKv;
 use crate::layer::KvCacheLayer;
+use crate::side::{Chunk, Side};
 use crate::{Error, KvRows, Positions, Stream, kernels};
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// Which tokens a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -56,6 +59,8 @@ pub struct Workspace {
     fresh: Vec<f32>,
 }
 
+/// Elements of rows below which one thread is faster.
+const LEAST_ELEMENTS: usize = 1 << 15;
 /// Scores held at once, unless one query needs more.
 const MOST_SCORES: usize = 1 << 22;
 
@@ -124,12 +129,8 @@ impl Block<'_> {
         let Workspace { rows, scores, fresh } = workspace;
         scores.clear();
         scores.resize(self.queries.len() / geometry.dim_k * total, 0.0);
-        for chunk in self.cache.keys.chunks() {
-            rows.resize(chunk.tokens.len() * geometry.key_width(), 0.0);
-            self.cache.keys.decode(&chunk, self.cache.stage, rows)?;
-            self.cache.turn(rows, &self.positions[chunk.tokens.clone()])?;
-            self.dot(rows, chunk.tokens.start, scores);
-        }
+        let turn = |tokens: Range<usize>, keys: &mut [f32]| self.cache.turn(keys, &self.positions[tokens]);
+        self.sweep(&self.cache.keys, geometry.key_width(), rows, turn, |first, keys| self.dot(keys, first, scores))?;
         self.dot(fresh, self.cache.len(), scores);
         Ok(())
     }
@@ -138,12 +139,16 @@ impl Block<'_> {
         let geometry = self.cache.geometry;
         #[expect(clippy::cast_precision_loss, reason = "heads have few elements")]
         let scale = self.request.scale.unwrap_or_else(|| 1.0 / (geometry.dim_k as f32).sqrt());
-        let heads = self.queries.chunks_exact(geometry.dim_k).zip(scores.chunks_exact_mut(self.positions.len()));
-        for (index, (query, scores)) in heads.enumerate() {
+        let each = |(index, (query, scores)): (usize, (&[f32], &mut [f32]))| {
             let head = index % geometry.q_heads / geometry.group();
             let keys = keys.get(head * geometry.dim_k..).unwrap_or_default();
-            let scores = &mut scores[start..];
-            kernels::dot_rows(query, keys, geometry.key_width(), scale, scores);
+            kernels::dot_rows(query, keys, geometry.key_width(), scale, &mut scores[start..]);
+        };
+        let (dim, total) = (geometry.dim_k, self.positions.len());
+        if self.on_threads(keys.len()) {
+            self.queries.par_chunks_exact(dim).zip(scores.par_chunks_exact_mut(total)).enumerate().for_each(each);
+        } else {
+            self.queries.chunks_exact(dim).zip(scores.chunks_exact_mut(total)).enumerate().for_each(each);
         }
     }
 
@@ -182,22 +187,68 @@ impl Block<'_> {
         let geometry = self.cache.geometry;
         let Workspace { rows, scores, .. } = workspace;
         out.fill(0.0);
-        for chunk in self.cache.values.chunks() {
-            rows.resize(chunk.tokens.len() * geometry.value_width(), 0.0);
-            self.cache.values.decode(&chunk, self.cache.stage, rows)?;
-            self.add(rows, chunk.tokens.start, scores, out);
-        }
+        let keep = |_: Range<usize>, _: &mut [f32]| Ok(());
+        self.sweep(&self.cache.values, geometry.value_width(), rows, keep, |first, values| {
+            self.add(values, first, scores, out);
+        })?;
         self.add(fresh, self.cache.len(), scores, out);
         Ok(())
     }
 
     fn add(&self, values: &[f32], start: usize, weights: &[f32], out: &mut [f32]) {
         let geometry = self.cache.geometry;
-        let heads = weights.chunks_exact(self.positions.len()).zip(out.chunks_exact_mut(geometry.dim_v));
-        for (index, (weights, out)) in heads.enumerate() {
+        let each = |(index, (weights, out)): (usize, (&[f32], &mut [f32]))| {
             let head = index % geometry.q_heads / geometry.group();
             let values = values.get(head * geometry.dim_v..).unwrap_or_default();
             kernels::add_rows(&weights[start..], values, geometry.value_width(), out);
+        };
+        let (dim, total) = (geometry.dim_v, self.positions.len());
+        if self.on_threads(values.len()) {
+            weights.par_chunks_exact(total).zip(out.par_chunks_exact_mut(dim)).enumerate().for_each(each);
+        } else {
+            weights.chunks_exact(total).zip(out.chunks_exact_mut(dim)).enumerate().for_each(each);
         }
+    }
+
+    /// Whether work on so many elements, for each query of a group, is worth more than one thread.
+    fn on_threads(&self, elements: usize) -> bool {
+        elements >= LEAST_ELEMENTS && rayon::current_num_threads() > 1
+    }
+
+    /// Decodes the stretches of a stream, as many at a time as there are threads, and hands on the rows of consecutive
+    /// tokens with the first of them. What is done with a row does not depend on how many come together.
+    fn sweep(
+        &self,
+        side: &Side,
+        width: usize,
+        rows: &mut Vec<f32>,
+        finish: impl Fn(Range<usize>, &mut [f32]) -> Result<(), Error> + Sync,
+        mut hand_on: impl FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        let chunks = side.chunks();
+        for some in chunks.chunks(rayon::current_num_threads().max(1)) {
+            let first = some[0].tokens.start;
+            let count: usize = some.iter().map(|chunk| chunk.tokens.len()).sum();
+            rows.resize(count * width, 0.0);
+            let mut rest = rows.as_mut_slice();
+            let mut parts = Vec::with_capacity(some.len());
+            for chunk in some {
+                let (part, after) = rest.split_at_mut(chunk.tokens.len() * width);
+                parts.push((chunk, part));
+                rest = after;
+            }
+            let decode = |(chunk, part): (&Chunk, &mut [f32])| {
+                side.decode(chunk, self.cache.stage, part)?;
+                finish(chunk.tokens.clone(), part)
+            };
+            if self.on_threads(count * width) {
+                let failed = parts.into_par_iter().find_map_first(|part| decode(part).err());
+                failed.map_or(Ok(()), Err)?;
+            } else {
+                parts.into_iter().try_for_each(decode)?;
+            }
+            hand_on(first, rows);
+        }
+        Ok(())
     }
 }

@@ -469,7 +469,7 @@ fn rows_with_nan_or_infinity_are_refused_before_anything_changes() {
 fn the_number_of_threads_changes_no_bit() {
     for case in cases() {
         let g = geometry(128);
-        let tokens = enough(&case) + 200;
+        let tokens = enough(&case) + 300;
         let data = rows(g, tokens, 40);
         let queries = gaussian(41, g.q_heads * g.dim_k);
         let run = |threads| {
