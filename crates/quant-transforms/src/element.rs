@@ -46,7 +46,10 @@ impl Element for f32 {
     }
 
     fn walsh(rows: &mut [Self], size: usize, scale: f64) {
-        crate::walsh::rows(rows, size, Self::narrow(scale));
+        let scale = Self::narrow(scale);
+        if !crate::kernels::rows(rows, size, scale) {
+            crate::walsh::rows(rows, size, scale);
+        }
     }
 }
 

@@ -32,11 +32,13 @@
 //! Folding computes in f64 and rounds each weight once. Results do not depend on the number of threads. Random signs and rotations come
 //! from ChaCha8 streams of a seed.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod element;
 mod error;
 mod hadamard;
+#[allow(unsafe_code, reason = "instructions by name, chosen when the program runs")]
+mod kernels;
 mod linear;
 pub mod model;
 mod orders;

@@ -3,6 +3,7 @@
 use ndarray::{Array2, ArrayView2};
 use proptest::prelude::*;
 use quant_calib::Gram;
+use quant_core::kernels::{Isa, with_isa};
 use quant_linalg::{gaussian, matmul};
 use quant_transforms::{
     Chain, Diagonal, Element, Error, Hadamard, Orthogonal, Permutation, RandomizedHadamard, Transform, Weight,
@@ -96,7 +97,7 @@ fn sizes_without_a_matrix_are_cut_into_blocks() {
 }
 
 #[test]
-fn rows_get_the_bits_of_the_definition() {
+fn every_instruction_set_gives_the_bits_of_the_definition() {
     for power in 0..=15 {
         let size = 1 << power;
         let scale = (size as f64).sqrt().recip();
@@ -106,9 +107,11 @@ fn rows_get_the_bits_of_the_definition() {
             walsh::reference(row);
             row.iter_mut().for_each(|v| *v *= f32::narrow(scale));
         }
-        let mut found = original;
-        Hadamard::new(size).unwrap().apply(&mut found).unwrap();
-        assert_eq!(found, expected, "{size}");
+        for isa in Isa::ALL {
+            let mut found = original.clone();
+            with_isa(isa, || Hadamard::new(size).unwrap().apply(&mut found)).unwrap();
+            assert_eq!(found, expected, "{size} {isa:?}");
+        }
     }
 }
 

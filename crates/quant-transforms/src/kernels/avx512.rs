@@ -1,0 +1,111 @@
+//! AVX-512: sixteen values a register, sixteen registers a step.
+//!
+//! Tiles of 256 neighbours come first: four stages within each register, four between registers. Then sixteen registers
+//! that lie 256, 4096 … values apart take four stages at a time, and fewer at the end. A row of 4096 values is read and written
+//! twice, in the first-level cache.
+
+use std::arch::x86_64::*;
+
+/// Values that the first step takes together.
+pub(super) const TILE: usize = 256;
+const LANES: usize = 16;
+
+/// Transforms each row of `size`, a power of two from [`TILE`] on, and multiplies with `scale`.
+#[target_feature(enable = "avx512f")]
+pub(super) fn rows(rows: &mut [f32], size: usize, scale: f32) {
+    for row in rows.chunks_exact_mut(size) {
+        // The last step scales; multiplying with 1 changes no bit.
+        let last = |done: usize| if done == size { scale } else { 1.0 };
+        for tile in row.as_chunks_mut::<TILE>().0 {
+            neighbours(tile, last(TILE));
+        }
+        let mut distance = TILE;
+        while distance < size {
+            let step = (size / distance).min(16);
+            match step {
+                2 => apart::<2>(row, distance, last(distance * step)),
+                4 => apart::<4>(row, distance, last(distance * step)),
+                8 => apart::<8>(row, distance, last(distance * step)),
+                _ => apart::<16>(row, distance, last(distance * step)),
+            }
+            distance *= step;
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn load(values: &[f32; LANES]) -> __m512 {
+    // SAFETY: sixteen values are read.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn store(values: &mut [f32; LANES], register: __m512) {
+    // SAFETY: sixteen values are written.
+    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), register) }
+}
+
+/// The stages of distances 1 to 128.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn neighbours(tile: &mut [f32; TILE], scale: f32) {
+    let chunks = tile.as_chunks_mut::<LANES>().0;
+    let mut registers = [_mm512_setzero_ps(); 16];
+    for (register, chunk) in registers.iter_mut().zip(&*chunks) {
+        let x = load(chunk);
+        let x = swapped(x, _mm512_permute_ps::<0b10_11_00_01>(x), 0b1010_1010_1010_1010);
+        let x = swapped(x, _mm512_permute_ps::<0b01_00_11_10>(x), 0b1100_1100_1100_1100);
+        let x = swapped(x, _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x), 0b1111_0000_1111_0000);
+        *register = swapped(x, _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x), 0b1111_1111_0000_0000);
+    }
+    butterflies(&mut registers);
+    let scale = _mm512_set1_ps(scale);
+    for (register, chunk) in registers.iter().zip(chunks) {
+        store(chunk, _mm512_mul_ps(*register, scale));
+    }
+}
+
+/// One stage within a register: sums, and where `high` says so, differences from the partner.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn swapped(x: __m512, partner: __m512, high: __mmask16) -> __m512 {
+    _mm512_mask_sub_ps(_mm512_add_ps(x, partner), high, partner, x)
+}
+
+/// All stages between `N` registers, a power of two.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn butterflies<const N: usize>(registers: &mut [__m512; N]) {
+    let mut distance = 1;
+    while distance < N {
+        for low in (0..N).filter(|low| low & distance == 0) {
+            let (a, b) = (registers[low], registers[low + distance]);
+            registers[low] = _mm512_add_ps(a, b);
+            registers[low + distance] = _mm512_sub_ps(a, b);
+        }
+        distance *= 2;
+    }
+}
+
+/// The stages of distances `distance` to `distance · N / 2`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn apart<const N: usize>(row: &mut [f32], distance: usize, scale: f32) {
+    let scale = _mm512_set1_ps(scale);
+    for block in row.chunks_exact_mut(distance * N) {
+        let chunks = block.as_chunks_mut::<LANES>().0;
+        let between = distance / LANES;
+        for first in 0..between {
+            let mut registers = [_mm512_setzero_ps(); N];
+            for (index, register) in registers.iter_mut().enumerate() {
+                *register = load(&chunks[first + index * between]);
+            }
+            butterflies(&mut registers);
+            for (index, register) in registers.iter().enumerate() {
+                store(&mut chunks[first + index * between], _mm512_mul_ps(*register, scale));
+            }
+        }
+    }
+}
