@@ -234,7 +234,9 @@ macro_rules! agrees {
             #[test]
             fn the_first_bad_element_is_named_wherever_it_stands() {
                 let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
-                for format in [Format::INT8, Format::INT4_G128_ASYM, Format::MXFP4, Format::NVFP4, Format::NF4] {
+                let casts = ["fp8-e4m3-cast", "f16", "bf16"].map(|name| name.parse().expect("the format has a name"));
+                let scaled = [Format::INT8, Format::INT4_G128_ASYM, Format::MXFP4, Format::NVFP4, Format::NF4];
+                for format in scaled.into_iter().chain(casts) {
                     for position in (0..300).step_by(7) {
                         let mut x = vec![0.5; 400];
                         x[position] = bad[position % 3];

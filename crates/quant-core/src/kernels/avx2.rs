@@ -19,10 +19,10 @@ impl Backend for Avx2 {
     compile!("avx2":
         stream_bytes = stream, (from: &[u8], to: &mut [u8]);
         amax_blocks = amax_blocks, (x: &[f32], group: usize, ahead: usize, out: &mut [f32]);
-        range_blocks = range_blocks, (x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool;
+        range_blocks = range_blocks, (x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool;
         fit = encode::fit, (plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool;
-        encode_blocks = encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]);
-        encode_float16 = encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]);
+        encode_blocks = encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool;
+        encode_float16 = encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool;
         pack = ops::pack, (codes: &[u8], bits: u32, out: &mut [u8]);
         unpack = ops::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
         decode = decode, (codes: &decode::Strip<'_>, out: &mut [f32]);
@@ -58,30 +58,27 @@ pub(super) fn bytes_of_mut(x: &mut [f32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
 }
 
-/// Asks for the lines of `x` that lie `ahead` bytes further, of every four those from `first` on.
+/// Asks for every other line of what lies `ahead` bytes after `x`.
 #[inline(always)]
-fn prefetch(x: &[f32], ahead: usize, lines: std::ops::Range<usize>) {
-    for quad in (0..x.len()).step_by(64) {
-        for line in lines.clone() {
-            let at = x.as_ptr().cast::<i8>().wrapping_add(ahead + 4 * quad + 64 * line);
-            // SAFETY: a prefetch reads nothing and faults on no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
-        }
+fn prefetch(x: &[f32], ahead: usize) {
+    for pair in x.chunks(32) {
+        // SAFETY: a prefetch reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(pair.as_ptr().cast::<i8>().wrapping_add(ahead)) }
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn encode_blocks(strip: &ops::Strip<'_>, codes: &mut [u8]) {
-    prefetch(strip.x, strip.ahead, 1..4);
-    ops::encode_blocks(strip, codes);
+fn encode_blocks(strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool {
+    prefetch(strip.x, strip.ahead + 64);
+    ops::encode_blocks(strip, codes)
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn encode_float16(x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) {
-    prefetch(x, ahead, 1..4);
-    ops::encode_float16(x, kind, codes);
+fn encode_float16(x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool {
+    prefetch(x, ahead + 64);
+    ops::encode_float16(x, kind, codes)
 }
 
 #[inline]
@@ -109,7 +106,7 @@ fn stream(from: &[u8], to: &mut [u8]) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn amax_blocks(x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
-    prefetch(x, ahead, 0..1);
+    prefetch(x, ahead);
     for (block, amax) in x.chunks(group).zip(out) {
         let (vectors, tail) = block.as_chunks::<8>();
         let mut lanes = _mm256_setzero_si256();
@@ -133,7 +130,8 @@ fn reduce_max(v: __m256i) -> u32 {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn range_blocks(x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+fn range_blocks(x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+    prefetch(x, ahead);
     let mut largest = _mm256_setzero_si256();
     let mut finite = true;
     for ((block, least), most) in x.chunks(group).zip(least).zip(most) {

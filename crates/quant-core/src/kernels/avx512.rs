@@ -29,10 +29,10 @@ impl Backend for Avx512 {
     compile!("avx512f,avx512bw,avx512dq,avx512vl,bmi2":
         stream_bytes = stream, (from: &[u8], to: &mut [u8]);
         amax_blocks = amax_blocks, (x: &[f32], group: usize, ahead: usize, out: &mut [f32]);
-        range_blocks = range_blocks, (x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool;
+        range_blocks = range_blocks, (x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool;
         fit = encode::fit, (plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool;
-        encode_blocks = encode::encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]);
-        encode_float16 = encode::encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]);
+        encode_blocks = encode::encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool;
+        encode_float16 = encode::encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool;
         pack = encode::pack, (codes: &[u8], bits: u32, out: &mut [u8]);
         unpack = decode::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
         decode = decode::decode, (codes: &super::decode::Strip<'_>, out: &mut [f32]);
@@ -69,21 +69,23 @@ const VECTORS: usize = ops::STRIP / 16;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn spread(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize) -> [f32; VECTORS] {
     let mut out = [0.0; VECTORS];
-    match group {
-        16 => {
-            for (out, &param) in out.iter_mut().zip(params) {
-                *out = param * factor;
+    let per = group.div_ceil(16);
+    if per.is_power_of_two() {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let index = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(per.trailing_zeros().cast_signed()));
+        for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            // SAFETY: the slices are checked to hold 16 floats.
+            unsafe {
+                let part = _mm512_loadu_ps(params[16 * i / per..][..16].as_ptr());
+                let spread = _mm512_permutexvar_ps(index, part);
+                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(spread, _mm512_set1_ps(factor)));
             }
         }
-        32 => {
-            for (out, &param) in out.as_chunks_mut::<2>().0.iter_mut().zip(params) {
-                *out = [param * factor; 2];
-            }
-        }
-        _ => {
-            for (out, &param) in out[..count].chunks_mut(group.div_ceil(16)).zip(params) {
-                out.fill(param * factor);
-            }
+    } else if per >= count {
+        out = [params[0] * factor; VECTORS];
+    } else {
+        for (out, &param) in out[..count].chunks_mut(per).zip(params) {
+            out.fill(param * factor);
         }
     }
     out
@@ -106,6 +108,7 @@ fn stream(from: &[u8], to: &mut [u8]) {
 }
 
 /// Bits of the largest magnitude in each lane of a block of whole vectors; they order as magnitudes do.
+/// Every other line that lies ahead is asked for here, the rest while codes are made.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn lanes_amax(block: &[f32], ahead: usize) -> __m512i {
@@ -116,10 +119,8 @@ fn lanes_amax(block: &[f32], ahead: usize) -> __m512i {
         let bits = unsafe { _mm512_loadu_si512(v[..16].as_ptr().cast()) };
         _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff))
     };
-    for (i, pair) in pairs.iter().enumerate() {
-        if i % 2 == 0 {
-            prefetch(pair, ahead);
-        }
+    for pair in pairs {
+        prefetch(pair, ahead);
         lanes[0] = _mm512_max_epu32(lanes[0], magnitude(pair));
         lanes[1] = _mm512_max_epu32(lanes[1], magnitude(&pair[16..]));
     }
@@ -175,7 +176,12 @@ fn amax_blocks_of<const G: usize>(x: &[f32], ahead: usize, out: &mut [f32]) {
     let (sixteens, rest) = blocks.as_chunks::<16>();
     let (out_sixteens, out_rest) = out.split_at_mut(16 * sixteens.len());
     for (blocks, out) in sixteens.iter().zip(out_sixteens.as_chunks_mut::<16>().0) {
-        let largest = max_of_each(std::array::from_fn(|i| lanes_amax(&blocks[i], ahead)));
+        let largest = max_of_each(std::array::from_fn(|i| {
+            if G == 16 && i % 2 == 0 {
+                prefetch(&blocks[i], ahead);
+            }
+            lanes_amax(&blocks[i], ahead)
+        }));
         // SAFETY: `out` is a reference to 16 floats.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), largest) };
     }
@@ -187,13 +193,16 @@ fn amax_blocks_of<const G: usize>(x: &[f32], ahead: usize, out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn range_blocks(x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+fn range_blocks(x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
     let mut largest = _mm512_setzero_si512();
     let mut finite = true;
     for ((block, least), most) in x.chunks(group).zip(least).zip(most) {
         let (vectors, tail) = block.as_chunks::<16>();
         let (mut low, mut high) = (_mm512_set1_ps(f32::INFINITY), _mm512_set1_ps(f32::NEG_INFINITY));
-        for v in vectors {
+        for (i, v) in vectors.iter().enumerate() {
+            if i % 2 == 0 {
+                prefetch(v, ahead);
+            }
             // SAFETY: `v` is a reference to 16 floats.
             let v = unsafe { _mm512_loadu_ps(v.as_ptr()) };
             low = _mm512_min_ps(v, low);

@@ -232,7 +232,9 @@ impl RowEncoder {
             for (j, x) in x.chunks(STRIP).enumerate() {
                 let start = (i * unit + j * STRIP) * bits / 8;
                 let codes = &mut out.codes[start..][..(x.len() * bits).div_ceil(8)];
-                self.encode_strip(backend, x, group, scratch, codes);
+                if !self.encode_strip(backend, x, group, scratch, codes) {
+                    return false;
+                }
             }
             self.write_zeros(&scratch.fitted.zeros[..count], first, out.zeros);
         }
@@ -247,12 +249,10 @@ impl RowEncoder {
         let count = x.len().div_ceil(group);
         let scales = &mut fitted.scales[..count];
         let finite = match self.fit {
-            Fit::None => {
-                backend.amax_blocks(x, x.len(), self.ahead, &mut scales[..1]);
-                return scales[0].is_finite();
-            }
+            // Seen while codes are made.
+            Fit::None => return true,
             Fit::Symmetric { .. } | Fit::Asymmetric { .. } => {
-                backend.range_blocks(x, group, scales, &mut fitted.zeros[..count])
+                backend.range_blocks(x, group, self.ahead, scales, &mut fitted.zeros[..count])
             }
             _ => {
                 backend.amax_blocks(x, group, self.ahead, scales);
@@ -262,23 +262,32 @@ impl RowEncoder {
         finite && backend.fit(self, fitted, count, out)
     }
 
-    /// Encodes a strip and packs its codes.
-    fn encode_strip(&self, backend: &dyn Backend, x: &[f32], group: usize, scratch: &mut Scratch, out: &mut [u8]) {
+    /// Encodes a strip and packs its codes; false when a value without a scale is not finite.
+    fn encode_strip(
+        &self,
+        backend: &dyn Backend,
+        x: &[f32],
+        group: usize,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> bool {
         let Scratch { fitted, codes, packed } = scratch;
         let codes = &mut codes[..x.len()];
         let packed = &mut packed[..out.len()];
         let bytes = match &self.element {
             Kind::Float16(kind) => {
-                backend.encode_float16(x, *kind, self.ahead, packed);
+                if !backend.encode_float16(x, *kind, self.ahead, packed) {
+                    return false;
+                }
                 packed
             }
             Kind::Small(element) => {
                 let Fitted { scales, zeros, high, low, reach } = fitted;
                 let (unit, positive_zero, reach, ahead) = (self.unit, self.positive_zero, *reach, self.ahead);
-                backend.encode_blocks(
-                    &Strip { x, group, unit, positive_zero, element, scales, high, low, zeros, reach, ahead },
-                    codes,
-                );
+                let strip = Strip { x, group, unit, positive_zero, element, scales, high, low, zeros, reach, ahead };
+                if !backend.encode_blocks(&strip, codes) {
+                    return false;
+                }
                 if let Some(negative_zero) = self.negative_zero {
                     for code in codes.iter_mut() {
                         *code = if *code == negative_zero { 0 } else { *code };
@@ -297,6 +306,7 @@ impl RowEncoder {
         } else {
             out.copy_from_slice(bytes);
         }
+        true
     }
 
     /// Writes zero points from position `first` on; rows of blocks start on a byte.
@@ -398,7 +408,10 @@ pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mu
     let scales = &mut scales[..count];
     match plan.fit {
         Fit::Symmetric { .. } | Fit::Asymmetric { .. } => fit_ranges(plan, scales, &mut zeros[..count], reach, out),
-        _ => ops::amax_bits(scales) < INFINITE && fit_amax(plan, scales, reach, out),
+        _ => {
+            let most = scales.iter().fold(0, |most, amax| amax.to_bits().max(most));
+            most < INFINITE && fit_amax(plan, scales, reach, out)
+        }
     }
 }
 
@@ -459,7 +472,7 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
         }
         Fit::Nested(nested) => {
             let Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, steps } = &**nested;
-            let (mut far, mut lost) = (0, 0);
+            let mut lost = 0;
             for (&amax, byte) in scales.iter().zip(out.iter_mut()) {
                 let t = ((amax / largest) / second) * factor;
                 let code = kind.encode(fmax(t, *least));
@@ -467,9 +480,15 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
                 lost |= u32::from(t == 0.0) & u32::from(amax != 0.0);
                 *byte = if amax == 0.0 { *of_zero } else { code } as u8;
             }
-            for (scale, &mut code) in scales.iter_mut().zip(out) {
-                let (amax, step) = (*scale, steps[usize::from(code & 127)]);
-                far |= u32::from(if plan.unit == Unit::Divide { amax > 4096.0 * step } else { amax * step > 4096.0 });
+            let mut taken = [1.0; BLOCKS];
+            for (step, &code) in taken.iter_mut().zip(out.iter()) {
+                *step = steps[usize::from(code & 127)];
+            }
+            let (mut far, divides) = (0, plan.unit == Unit::Divide);
+            for (scale, &step) in scales.iter_mut().zip(&taken) {
+                let amax = *scale;
+                let (value, limit) = if divides { (amax, 4096.0 * step) } else { (amax * step, 4096.0) };
+                far |= u32::from(value > limit);
                 // Any scale makes zeros of a zero block.
                 *scale = if amax == 0.0 { 1.0 } else { step };
             }

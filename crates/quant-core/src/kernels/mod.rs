@@ -133,7 +133,8 @@ pub(crate) trait Backend: Sync {
 
     /// Least and largest value of each block of `group` values, the last may be shorter. Returns
     /// whether all values are finite; which of −0 and 0 counts as less is open.
-    fn range_blocks(&self, x: &[f32], group: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+    fn range_blocks(&self, x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+        let _ = ahead;
         ops::range_blocks(x, group, least, most)
     }
 
@@ -143,15 +144,17 @@ pub(crate) trait Backend: Sync {
         encode::fit(plan, fitted, count, out)
     }
 
-    /// Encodes blocks, a byte a code; meanwhile asks for the rest of what lies further.
-    fn encode_blocks(&self, strip: &ops::Strip<'_>, codes: &mut [u8]) {
-        ops::encode_blocks(strip, codes);
+    /// Encodes blocks, a byte a code; meanwhile asks for the rest of what lies further. False when a
+    /// value without a scale is not finite.
+    fn encode_blocks(&self, strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool {
+        ops::encode_blocks(strip, codes)
     }
 
     /// Casts to a 16-bit float, little-endian; meanwhile asks for what lies `ahead` bytes further.
-    fn encode_float16(&self, x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) {
+    /// False when a value is not finite.
+    fn encode_float16(&self, x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool {
         let _ = ahead;
-        ops::encode_float16(x, kind, codes);
+        ops::encode_float16(x, kind, codes)
     }
 
     /// Packs codes of fewer than 8 bits, see [`ops::pack`].

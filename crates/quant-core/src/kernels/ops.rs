@@ -156,14 +156,15 @@ pub(crate) const STRIP: usize = 2048;
 /// Blocks of a strip, at most.
 pub(crate) const BLOCKS: usize = STRIP / LEAST_GROUP;
 
-/// Writes a code a byte.
+/// See [`Backend::encode_blocks`](super::Backend::encode_blocks).
 #[inline(always)]
-pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
+pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     match strip.unit {
         Unit::Keep => encode_units(strip, codes, |x, _| x),
         Unit::Multiply => encode_units(strip, codes, |x, scale| x * scale),
         Unit::Divide => encode_units(strip, codes, |x, scale| x / scale),
     }
+    strip.unit != Unit::Keep || amax_bits(strip.x) < INFINITE
 }
 
 #[inline(always)]
@@ -320,13 +321,14 @@ pub(crate) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Casts to a 16-bit float.
+/// Casts to a 16-bit float; false when a value is not finite.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "codes have 16 bits")]
-pub(crate) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) {
+pub(crate) fn encode_float16(x: &[f32], kind: SmallFloat, codes: &mut [u8]) -> bool {
     for (&x, code) in x.iter().zip(codes.as_chunks_mut::<2>().0) {
         *code = (kind.encode16(x) as u16).to_le_bytes();
     }
+    amax_bits(x) < INFINITE
 }
 
 /// A code book in ascending order. The code of `v` is the number of edges that `clamp(v, ±1)` exceeds,

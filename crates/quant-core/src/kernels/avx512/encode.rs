@@ -35,10 +35,10 @@ pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mu
     done
 }
 
-/// Writes a code a byte.
+/// See [`Backend::encode_blocks`](super::super::Backend::encode_blocks).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
+pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     match (strip.element, strip.unit) {
         _ if !strip.group.is_multiple_of(16) && strip.group < strip.x.len() => any_blocks(strip, codes),
         (_, Unit::Divide) if !divides_exactly(strip) => any_blocks(strip, codes),
@@ -56,17 +56,17 @@ pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
 /// Casts to a 16-bit float by the operations of `SmallFloat::encode16`, for f16 by the instruction.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, ahead: usize, codes: &mut [u8]) {
+pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, ahead: usize, codes: &mut [u8]) -> bool {
     let half = kind.shift == 13;
     let largest = _mm512_set1_ps(f32::from_bits(kind.max));
     let (vectors, tail) = x.as_chunks::<16>();
     let (code_vectors, code_tail) = codes.as_chunks_mut::<32>();
-    for (i, (x, codes)) in vectors.iter().zip(code_vectors).enumerate() {
-        if i % 4 != 0 {
-            prefetch(x, ahead);
-        }
+    let mut most = _mm512_setzero_si512();
+    for (x, codes) in vectors.iter().zip(code_vectors) {
+        prefetch(x, ahead);
         // SAFETY: `x` is a reference to 16 floats.
         let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+        most = _mm512_max_epu32(most, magnitude(x));
         // The lesser magnitude of the two with the sign of x.
         let x = _mm512_range_ps::<0b0010>(x, largest);
         let code = if half {
@@ -81,7 +81,14 @@ pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, ahead: usize, codes: &
         // SAFETY: `codes` is a reference to 32 bytes.
         unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), code) };
     }
-    ops::encode_float16(tail, kind, code_tail);
+    ops::encode_float16(tail, kind, code_tail) && _mm512_reduce_max_epu32(most) < ops::INFINITE
+}
+
+/// Bits of magnitudes; they order as the magnitudes do.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn magnitude(x: __m512) -> __m512i {
+    _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff))
 }
 
 /// Packs codes of fewer than 8 bits, see [`ops::pack`].
@@ -124,8 +131,8 @@ fn divides_exactly(strip: &Strip<'_>) -> bool {
 /// What no other function here covers. Not inlined: it is compiled once, not once a caller.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn any_blocks(strip: &Strip<'_>, codes: &mut [u8]) {
-    ops::encode_blocks(strip, codes);
+fn any_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
+    ops::encode_blocks(strip, codes)
 }
 
 /// What the values of one block share, in every lane.
@@ -217,7 +224,7 @@ fn constants(strip: &Strip<'_>) -> Constants {
 /// The strip in pieces of 64 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) {
+fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     let constants = constants(strip);
     let params = |of: &[f32; ops::BLOCKS]| spread(of, strip.group, 1.0, strip.x.len().div_ceil(16));
     let scales = if UNIT == KEEP { [0.0; VECTORS] } else { params(strip.scales) };
@@ -228,19 +235,26 @@ fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) {
     let (code_pieces, code_rest) = codes.as_chunks_mut::<64>();
     let (mut padded, mut last) = ([0.0; 64], [0; 64]);
     padded[..rest.len()].copy_from_slice(rest);
+    let mut largest = _mm512_setzero_si512();
     // One place where a piece is encoded, so that it is inlined there.
     for i in 0..pieces.len() + usize::from(!rest.is_empty()) {
         let (x, codes) = match (pieces.get(i), code_pieces.get_mut(i)) {
             (Some(x), Some(codes)) => (x, codes),
             _ => (&padded, &mut last),
         };
-        for line in 1..4 {
-            prefetch(x, strip.ahead + 64 * line);
+        // Scales were found before, and every other line was asked for then.
+        for line in 0..4 {
+            if UNIT == KEEP || line % 2 != 0 {
+                prefetch(x, strip.ahead + 64 * line);
+            }
         }
         let code: [__m512i; 4] = std::array::from_fn(|j| {
             let vector = (4 * i + j) % VECTORS;
             // SAFETY: 16 of the 64 floats are read.
             let x = unsafe { _mm512_loadu_ps(x[16 * j..].as_ptr()) };
+            if UNIT == KEEP {
+                largest = _mm512_max_epu32(largest, magnitude(x));
+            }
             let lanes = Lanes {
                 scale: _mm512_set1_ps(scales[vector]),
                 high: _mm512_set1_ps(high[vector]),
@@ -253,6 +267,7 @@ fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) {
         unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes::<KIND>(code, constants)) };
     }
     code_rest.copy_from_slice(&last[..code_rest.len()]);
+    _mm512_reduce_max_epu32(largest) < ops::INFINITE
 }
 
 /// The bytes of 64 codes in order.
