@@ -1,8 +1,8 @@
 //! Post-training quantization of weights: round to nearest, clip search, GPTQ, AWQ, SmoothQuant, one file a method.
 //!
-//! Each method takes a weight `[out, in]` as any [`quant_core::Tensor`], a [`quant_core::Format`] and what calibration gathered
-//! ([`quant_calib`]), and gives back a [`quant_core::PackedTensor`]. Its configuration holds the paper's defaults and says
-//! which statistics it [needs](GptqConfig::needs).
+//! Each method takes a weight `[out, in]` as any [`quant_core::Tensor`], a [`quant_core::Format`] and what calibration
+//! gathered ([`quant_calib`]), and gives back a [`quant_core::PackedTensor`]. Its configuration holds the paper's
+//! defaults and says which statistics it [needs](GptqConfig::needs).
 //!
 //! ```
 //! use quant_calib::Gram;
@@ -28,13 +28,13 @@
 //! |---|---|
 //! | [`rtn()`] | round to nearest, with or without clip search |
 //! | [`MseClip`] | clip search by the error of the weights, over any [`quant_core::Grid`] |
-//! | [`gptq`] | GPTQ: Hessian, orders, static and dynamic groups, all formats; the [`sweep`](gptq::sweep()) for any other rounding |
+//! | [`gptq`] | GPTQ for all formats; its [`sweep`](gptq::sweep()) for any other rounding |
 //! | [`awq`] | AWQ: channel scales and clips |
 //! | [`smoothquant`] | SmoothQuant: channel scales for 8-bit activations |
 //! | [`OutputError`] | the error of a layer's outputs |
 //!
-//! Results are the same bytes for any number of threads. Papers: GPTQ arXiv 2210.17323, AWQ arXiv 2306.00978, SmoothQuant arXiv
-//! 2211.10438.
+//! Results are the same bytes for any number of threads. Papers: GPTQ arXiv 2210.17323, AWQ arXiv 2306.00978,
+//! SmoothQuant arXiv 2211.10438.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! Clip search by weight error: the range of a group is shrunk step by step, the range with the least error wins.
 //!
-//! For `i = 0, 1, …`: `p = 1 − i/grid`, fit the group with its range times `p`, `error = Σ |ŵ − w|^norm`; keep the first
-//! `p` with the least error. The `--mse` option of GPTQ (arXiv 2210.17323, reference code), which is also the
+//! For `i = 0, 1, …`: `p = 1 − i/grid`, fit the group with its range times `p`, `error = Σ |ŵ − w|^norm`; keep the
+//! first `p` with the least error. The `--mse` option of GPTQ (arXiv 2210.17323, reference code), which is also the
 //! `w_clip` of QuaRot; `max_shrink` 0.2 with `patience` 5 is the observer of llm-compressor.
 
 use crate::Error;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SmoothQuantConfig {
-    /// Exponent of the activations, 0 to 1: 1 makes all channels of the activations equally large, 0 those of the weights.
+    /// Exponent of the activations, 0 to 1: 1 makes all channels of the activations equally large, 0 those of the
+    /// weights.
     pub alpha: f64,
     /// Least scale, and least magnitude of a weight channel that counts.
     pub least: f64,
@@ -32,8 +33,9 @@ impl SmoothQuantConfig {
 /// The scales `s` of the input channels of linear layers that share their input (equation 4):
 /// `s_j = max(max_t |x_tj|^α / max_n |w_nj|^(1−α), least)`, the second maximum over all rows of all weights.
 ///
-/// The layers then compute `(W·diag(s)) (x/s)`: see [`fold_scales`] for the weight, and divide what makes `x` (the gain of a norm)
-/// by `s`. A channel whose input was always zero keeps the scale 1; the reference would shrink its weights to nothing.
+/// The layers then compute `(W·diag(s)) (x/s)`: see [`fold_scales`] for the weight, and divide what makes `x` (the gain
+/// of a norm) by `s`. A channel whose input was always zero keeps the scale 1; the reference would shrink its weights
+/// to nothing.
 ///
 /// ```
 /// use quant_core::Shaped;
@@ -47,8 +49,8 @@ impl SmoothQuantConfig {
 ///
 /// # Errors
 ///
-/// [`Error::NoWeights`], [`Error::Features`] when widths differ, [`Error::BadStatistic`] for magnitudes that are negative or not
-/// finite, [`Error::Config`], and [`Error::Core`] for weights that are not finite.
+/// [`Error::NoWeights`], [`Error::Features`] when widths differ, [`Error::BadStatistic`] for magnitudes that are
+/// negative or not finite, [`Error::Config`], and [`Error::Core`] for weights that are not finite.
 pub fn smooth_scales<W: Tensor>(weights: &[W], absmax: &[f32], config: &SmoothQuantConfig) -> Result<Vec<f32>, Error> {
     if !(0.0..=1.0).contains(&config.alpha) {
         return Err(Error::Config { option: "alpha", value: config.alpha, limits: "from 0 to 1" });
@@ -96,8 +98,8 @@ fn column_maxima<W: Tensor>(weights: &[W], columns: usize) -> Result<Vec<f32>, E
 ///
 /// # Errors
 ///
-/// [`Error::Features`] when there is not one scale a column, [`Error::BadStatistic`] for scales that are not finite and above zero,
-/// [`Error::Core`] for weights that are not finite or become so.
+/// [`Error::Features`] when there is not one scale a column, [`Error::BadStatistic`] for scales that are not finite and
+/// above zero, [`Error::Core`] for weights that are not finite or become so.
 pub fn fold_scales(weight: &impl Tensor, scales: &[f32]) -> Result<Vec<f32>, Error> {
     let (expected, found) = (weight.view().row_len(), scales.len());
     if expected != found {

@@ -511,7 +511,7 @@ fn weights_that_share_inputs_share_the_factor() {
         let shared = gptq_prepared(&weight, &hessian, parse("int4-g32"), &config).unwrap();
         assert_eq!(shared, gptq(&weight, &gram, parse("int4-g32"), &config).unwrap());
         let other = gptq_prepared(&weight, &hessian, parse("int4-g16"), &config).unwrap_err();
-        assert_eq!(other, Error::Groups { expected: 4, found: 2 });
+        assert!(matches!(other, Error::Groups { expected: 4, .. }), "{other:?}");
     }
 }
 

@@ -35,13 +35,14 @@ pub struct Clipped {
 
 /// Clips each group of a weight `[out, in]` to the range with the least error of its share of the outputs, and rounds.
 ///
-/// For `i = 0 … grid·max_shrink − 1`: clamp the group to `±m(1 − i/grid)`, `m` its largest magnitude, and round; the error
-/// is `d G dᵀ` with `d` the difference from the unclamped group and `G` the group's block of the mean Gram matrix. Where scales were folded
-/// into the weight, `inputs` are those divided by them ([`OutputError::scaled`]).
+/// For `i = 0 … grid·max_shrink − 1`: clamp the group to `±m(1 − i/grid)`, `m` its largest magnitude, and round; the
+/// error is `d G dᵀ` with `d` the difference from the unclamped group and `G` the group's block of the mean Gram
+/// matrix. Where scales were folded into the weight, `inputs` are those divided by them ([`OutputError::scaled`]).
 ///
 /// # Errors
 ///
-/// [`Error::BlocksSpanRows`], [`Error::Features`] when widths differ, [`Error::Config`], [`Error::Core`] for what the format refuses.
+/// [`Error::BlocksSpanRows`], [`Error::Features`] when widths differ, [`Error::Config`], [`Error::Core`] for what the
+/// format refuses.
 pub fn search_clips(
     weight: &impl Tensor,
     inputs: &OutputError,

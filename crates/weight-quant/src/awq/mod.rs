@@ -54,28 +54,30 @@ pub struct Awq {
     pub loss: f64,
 }
 
-/// Quantizes linear layers `[out, in]` that share their input: scale search by the error of their own outputs, folding, clip
-/// search, rounding.
+/// Quantizes linear layers `[out, in]` that share their input: scale search by the error of their own outputs, folding,
+/// clip search, rounding.
 ///
-/// The steps are public by themselves, for the cases where the paper does otherwise: the scales of `q`, `k`, `v` and of `gate`,
-/// `up` are judged by the output of the whole attention block or MLP ([`search_scales`] with a loss of the caller's), and `q` and `k`
-/// are not clipped.
+/// The steps are public by themselves, for the cases where the paper does otherwise: the scales of `q`, `k`, `v` and of
+/// `gate`, `up` are judged by the output of the whole attention block or MLP ([`search_scales`] with a loss of the
+/// caller's), and `q` and `k` are not clipped.
 ///
-/// Departure from the paper: errors are those over all calibration tokens, through the Gram matrix, where the reference takes a
-/// sample of at most 512.
+/// Departure from the paper: errors are those over all calibration tokens, through the Gram matrix, where the reference
+/// takes a sample of at most 512.
 ///
 /// ```
-/// use quant_calib::Gram;
+/// use quant_calib::{ChannelStats, Gram};
 /// use quant_core::{Format, Shaped};
 /// use weight_quant::awq::{AwqConfig, awq};
 /// // The first channel is an outlier.
-/// let rows: Vec<f32> = (0..64 * 8).map(|i| ((i * 7 % 13) as f32 - 6.0) * if i % 8 == 0 { 50.0 } else { 1.0 }).collect();
+/// let outlier = |i| if i % 8 == 0 { 50.0 } else { 1.0 };
+/// let rows: Vec<f32> = (0..64 * 8).map(|i| ((i * 7 % 13) as f32 - 6.0) * outlier(i)).collect();
 /// let mut gram = Gram::new(8);
 /// gram.add(&rows, None)?;
-/// let mean: Vec<f64> = (0..8).map(|j| rows.iter().skip(j).step_by(8).map(|x| f64::from(x.abs())).sum::<f64>() / 64.0).collect();
+/// let mut channels = ChannelStats::new(8);
+/// channels.add(&rows)?;
 /// let values: Vec<f32> = (0..32).map(|i| ((i * 5 % 11) as f32 - 5.0) * 0.1).collect();
 /// let weight = Shaped::new(&values, &[4, 8])?;
-/// let result = awq(&[weight], &gram, &mean, "int3-g8-asym".parse::<Format>()?, &AwqConfig::default())?;
+/// let result = awq(&[weight], &gram, &channels.abs_mean(), "int3-g8-asym".parse::<Format>()?, &AwqConfig::default())?;
 /// assert!(result.loss < result.scales.losses[0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

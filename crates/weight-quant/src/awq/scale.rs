@@ -13,8 +13,8 @@ pub struct ScaleSearch {
     pub grid: u32,
     /// Least scale before the scales are centred.
     pub least: f64,
-    /// Divides by `w̄^(1−r)` as well (llm-compressor's duo scaling), `w̄` the mean over rows of the weights' magnitudes, each
-    /// over the largest one of its group.
+    /// Divides by `w̄^(1−r)` as well (llm-compressor's duo scaling), `w̄` the mean over rows of the weights'
+    /// magnitudes, each over the largest one of its group.
     pub duo: bool,
 }
 
@@ -36,17 +36,18 @@ pub struct Scales {
     pub losses: Vec<f64>,
 }
 
-/// Searches the exponent `r` for which rounding `W·diag(s)` costs least, `s = max(x̄^r, least)` divided by `√(max s · min s)`
-/// (equations 4 and 5; the division is the reference code's).
+/// Searches the exponent `r` for which rounding `W·diag(s)` costs least, `s = max(x̄^r, least)` divided by `√(max s ·
+/// min s)` (equations 4 and 5; the division is the reference code's).
 ///
-/// `weights` `[out, in]` share their input, whose mean magnitudes by channel are `abs_mean`; padding must not be part of the mean. `loss`
-/// gets the weights that the model would compute with, `Q(W·diag(s))·diag(s)⁻¹`, row-major and in the order of `weights`:
-/// the error of the layers' own outputs ([`gram_loss`]) or of the block around them. The least loss wins, the first of equals.
+/// `weights` `[out, in]` share their input, whose mean magnitudes by channel are `abs_mean`; padding must not be part
+/// of the mean. `loss` gets the weights that the model would compute with, `Q(W·diag(s))·diag(s)⁻¹`, row-major and in
+/// the order of `weights`: the error of the layers' own outputs ([`gram_loss`]) or of the block around them. The least
+/// loss wins, the first of equals.
 ///
 /// # Errors
 ///
-/// [`Error::NoWeights`], [`Error::Features`] when widths differ, [`Error::BadStatistic`] for means that are negative or not finite,
-/// [`Error::Config`], [`Error::Core`] for what the format refuses, and those of `loss`.
+/// [`Error::NoWeights`], [`Error::Features`] when widths differ, [`Error::BadStatistic`] for means that are negative or
+/// not finite, [`Error::Config`], [`Error::Core`] for what the format refuses, and those of `loss`.
 pub fn search_scales<W, E>(
     weights: &[W],
     abs_mean: &[f64],
@@ -76,8 +77,8 @@ where
     Ok(Scales { scales, ratio, losses })
 }
 
-/// The loss of [`search_scales`] that counts the error of the layers' own outputs, `Σ tr(D G Dᵀ)`. It fails for weights that are not
-/// finite or of another width.
+/// The loss of [`search_scales`] that counts the error of the layers' own outputs, `Σ tr(D G Dᵀ)`. It fails for weights
+/// that are not finite or of another width.
 pub fn gram_loss<W: Tensor>(weights: &[W], inputs: &OutputError) -> impl FnMut(&[Vec<f32>]) -> Result<f64, Error> {
     let originals: Result<Vec<Vec<f32>>, _> = weights.iter().map(|w| w.view().to_f32()).collect();
     move |rounded| {

@@ -114,8 +114,8 @@ impl<'a, G: Grid> GridColumns<'a, G> {
         Ok(params)
     }
 
-    /// The range with the least `‖(q − w) U⁻¹‖²` over the columns of the group, `U` its block of the factor: the error of
-    /// the outputs when rounding to nearest inside the group, given that all later columns will make up for it.
+    /// The range with the least `‖(q − w) U⁻¹‖²` over the columns of the group, `U` its block of the factor: the error
+    /// of the outputs when rounding to nearest inside the group, given that all later columns will make up for it.
     fn hessian_search(
         &self,
         clip: &HessianClip,

@@ -164,8 +164,8 @@ pub struct GptqReport {
 
 /// Quantizes a weight `[out, in]` to a format by GPTQ, given the Gram matrix of its inputs.
 ///
-/// Weights without enough tokens are rounded to nearest, with the clip search by weight error if one is configured; the report
-/// says so. Weights that share inputs share the work of [`Hessian::prepare`] through [`gptq_prepared`].
+/// Weights without enough tokens are rounded to nearest, with the clip search by weight error if one is configured; the
+/// report says so. Weights that share inputs share the work of [`Hessian::prepare`] through [`gptq_prepared`].
 ///
 /// Departures from the reference code: see [`Factor`]; groups smaller than the reference's block of 128 are
 /// fitted to columns that have received every update; the sums are made in another order.
@@ -187,8 +187,8 @@ pub struct GptqReport {
 ///
 /// # Errors
 ///
-/// Those of [`GptqConfig::check`], [`Hessian::prepare`] and [`sweep()`], [`Error::Features`] when Gram matrix and weight differ in
-/// width, and [`Error::Core`] for weights or scales that cannot be quantized.
+/// Those of [`GptqConfig::check`], [`Hessian::prepare`] and [`sweep()`], [`Error::Features`] when Gram matrix and
+/// weight differ in width, and [`Error::Core`] for weights or scales that cannot be quantized.
 pub fn gptq(weight: &impl Tensor, gram: &Gram, format: Format, config: &GptqConfig) -> Result<Gptq, Error> {
     let (expected, found) = (weight.view().row_len(), gram.features());
     if expected != found {
@@ -202,7 +202,7 @@ pub fn gptq(weight: &impl Tensor, gram: &Gram, format: Format, config: &GptqConf
 ///
 /// # Errors
 ///
-/// As [`gptq()`], and [`Error::Groups`] when the Hessian was prepared for other groups.
+/// As [`gptq()`], and [`Error::Groups`] when the Hessian was prepared for other groups in the order `group-aware`.
 pub fn gptq_prepared(
     weight: &impl Tensor,
     hessian: &Hessian,
@@ -230,8 +230,12 @@ pub fn gptq_prepared(
     let mut plan = SweepPlan::new(factor, layout.rows, row_multiple);
     if setting.fixed.is_some() {
         plan.group_ends = vec![layout.columns];
-    } else if plan.group_ends.len() != layout.block_columns_count() {
-        return Err(Error::Groups { expected: layout.block_columns_count(), found: plan.group_ends.len() });
+    } else {
+        // A natural order serves any groups, an order of groups only its own.
+        plan.group_ends = config.order.group_ends(factor.order(), layout.block_columns);
+        if plan.group_ends.len() != layout.block_columns_count() {
+            return Err(Error::Groups { expected: layout.block_columns_count(), found: plan.group_ends.len() });
+        }
     }
     let swept = sweep(ArrayView2::from(&values), factor, &plan, |rows| {
         GridColumns::new(&setting.grid, fit, block, factor, rows)
