@@ -19,7 +19,8 @@ use std::sync::Arc;
 /// # let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-llama");
 /// let checkpoint = quant_io::Checkpoint::open(&folder)?;
 /// let layers = Layers::new(Config::from_folder(&folder)?, &checkpoint, Apply::Decoded);
-/// let texts: [&[u32]; 2] = [b"Once upon".map(u32::from).as_slice(), b"a time".map(u32::from).as_slice()];
+/// let (one, other) = (b"Once upon".map(u32::from), b"a time".map(u32::from));
+/// let texts: [&[u32]; 2] = [&one, &other];
 ///
 /// let mut stream = layers.embedding()?.stream(&texts)?;
 /// for index in 0..layers.len() {

@@ -18,7 +18,7 @@ impl Vector {
         Ok(Self { name, values: values.into() })
     }
 
-    /// The name of the tensor it was read from.
+    /// Its name: that of its tensor, also where a checkpoint stacks several in one.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
