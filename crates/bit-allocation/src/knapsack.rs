@@ -3,11 +3,11 @@
 //! 1. Options that cost no less and lose no less than another of their item are dropped; each item's least cost is
 //!    paid in advance, and costs are counted in their greatest common divisor.
 //! 2. The linear relaxation (take fractions of options) is solved by sorting the steps of all convex hulls by gain per
-//!    cost. Its price λ of one unit of cost gives a bound: any allocation loses at least
-//!    `Σ min_j (loss + λ·cost) − λ·budget`, and an option that is not the minimum of its item raises this by its *excess*.
+//!    cost. Its price λ of one unit of cost gives a bound: any allocation loses at least `Σ min_j (loss + λ·cost) −
+//!    λ·budget`, and an option that is not the minimum of its item raises this by its *excess*.
 //! 3. The relaxation rounded down is a first allocation. Options whose excess alone makes them worse than it are
-//!    dropped, which leaves a small core. Where all steps cost the same, the relaxation is whole and nothing is left to do:
-//!    this is the allocation by sorting.
+//!    dropped, which leaves a small core. Where all steps cost the same, the relaxation is whole and nothing is left to
+//!    do: this is the allocation by sorting.
 //! 4. Dynamic programming over the core: the list of all sums of (cost, loss) that no other sum beats in both, item by
 //!    item, without those whose bound says that they cannot win. A first pass keeps few sums and only looks for a
 //!    better allocation, so that the second, complete pass can drop more.
@@ -54,8 +54,8 @@ const ROUNDING: f64 = 1e-12;
 /// The sum is the least there is, to within f64 rounding (10⁻¹² of the sum of the largest losses); of allocations
 /// with the same loss a cheap one is preferred. No items give an empty allocation.
 ///
-/// The problem is NP-hard, yet thousands of items with ten options and costs of any size take well under a second unless losses
-/// follow costs in a contrived way.
+/// The problem is NP-hard, yet thousands of items with ten options and costs of any size take well under a second
+/// unless losses follow costs in a contrived way.
 ///
 /// # Errors
 ///

@@ -34,15 +34,15 @@ const ROUNDING: f64 = 1e-12;
 /// Takes one option of every item so that the costs fit the budget and `L^r · T^(1−r)` is least, `L` the sum of losses
 /// and `T` the sum of times.
 ///
-/// This is the program of MxMoE (arXiv 2505.05799, section 3) for one layer and one set of tiles; the paper hands its logarithm to
-/// a general solver. The product is concave where both factors are positive, so over the convex hull of all attainable (L, T) it
-/// is least at a corner, and every corner minimises `L/a + T/b` for some `a, b`: [`allocate`] finds it. The hull
-/// is walked from its ends, pure loss and pure time: the slope of the chord of two known corners either
-/// shows a new corner below it, or that there is none between them. Stretches whose best conceivable product,
+/// This is the program of MxMoE (arXiv 2505.05799, section 3) for one layer and one set of tiles; the paper hands its
+/// logarithm to a general solver. The product is concave where both factors are positive, so over the convex hull of
+/// all attainable (L, T) it is least at a corner, and every corner minimises `L/a + T/b` for some `a, b`: [`allocate`]
+/// finds it. The hull is walked from its ends, pure loss and pure time: the slope of the chord of two known corners
+/// either shows a new corner below it, or that there is none between them. Stretches whose best conceivable product,
 /// `L` of one end with `T` of the other, is no better than a known corner's are left out.
 ///
-/// With `r = 1` times are not looked at, with `r = 0` losses are not. Of equal products the one with less time, then less loss,
-/// is taken; a loss of zero makes the product zero whatever the time.
+/// With `r = 1` times are not looked at, with `r = 0` losses are not. Of equal products the one with less time, then
+/// less loss, is taken; a loss of zero makes the product zero whatever the time.
 ///
 /// # Errors
 ///

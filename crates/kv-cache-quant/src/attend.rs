@@ -24,10 +24,11 @@ pub enum Mask {
 /// A request for attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention<'a> {
-    /// `[queries, q_heads, dim_k]`, after the rotary turn. Query head `h` reads key-value head `h / (q_heads / kv_heads)`.
+    /// `[queries, q_heads, dim_k]`, after the rotary turn. Query head `h` reads key-value head `h / (q_heads /
+    /// kv_heads)`.
     pub queries: &'a [f32],
-    /// Tokens after those of the cache that are attended unquantized: the current token, whose keys and values are at hand
-    /// anyway (past-only quantization), or a whole prompt. Appending them is a call of its own.
+    /// Tokens after those of the cache that are attended unquantized: the current token, whose keys and values are at
+    /// hand anyway (past-only quantization), or a whole prompt. Appending them is a call of its own.
     pub fresh: Option<KvRows<'a>>,
     /// Positions of the fresh tokens.
     pub positions: Positions<'a>,

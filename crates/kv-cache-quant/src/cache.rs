@@ -25,8 +25,8 @@ pub struct KvPolicy {
     pub precision: FullPrecision,
     /// Tokens of a page of sealed ones, rounded up to whole units.
     pub page_tokens: usize,
-    /// Bytes that the layer may take, everything counted. Codecs with stages lower their precision to stay within it; when
-    /// the last stage does not fit either, tokens are refused.
+    /// Bytes that the layer may take, everything counted. Codecs with stages lower their precision to stay within it;
+    /// when the last stage does not fit either, tokens are refused.
     pub budget: Option<u64>,
 }
 
@@ -50,8 +50,8 @@ pub enum KeyStorage {
     /// As attention reads them: given after the rotary turn.
     #[default]
     PostRope,
-    /// Before the rotary turn: given so, and turned whenever they are read. Channels keep their means, which per-channel
-    /// methods live on, and positions can be shifted.
+    /// Before the rotary turn: given so, and turned whenever they are read. Channels keep their means, which
+    /// per-channel methods live on, and positions can be shifted.
     PreRope(Arc<RopeTable>),
 }
 
@@ -92,8 +92,8 @@ impl QuantizedKv {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for a geometry without heads, units or pages beyond reason, or heads shorter than the rotary
-    /// dimension; [`Error::Width`] when a codec is made for other heads.
+    /// [`Error::Unsupported`] for a geometry without heads, units or pages beyond reason, or heads shorter than the
+    /// rotary dimension; [`Error::Width`] when a codec is made for other heads.
     pub fn new(
         geometry: KvGeometry,
         storage: KeyStorage,

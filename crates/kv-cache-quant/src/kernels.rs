@@ -1,7 +1,7 @@
 //! The loops that attention spends its time in, compiled once for each instruction set.
 //!
-//! The bodies are plain Rust and the same for all: sums have a fixed number of partial sums and nothing is contracted, so that
-//! every instruction set gives the same bits.
+//! The bodies are plain Rust and the same for all: sums have a fixed number of partial sums and nothing is contracted,
+//! so that every instruction set gives the same bits.
 #![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
 
 use quant_core::kernels::Isa;

@@ -30,7 +30,8 @@ pub trait KvCacheLayer: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::OutOfRange`], [`Error::Position`], [`Error::Encode`], [`Error::Budget`].
+    /// [`Error::Shape`], [`Error::NonFinite`], [`Error::OutOfRange`], [`Error::Position`], [`Error::Encode`],
+    /// [`Error::Budget`].
     fn append(&mut self, rows: KvRows<'_>, positions: Positions<'_>) -> Result<(), Error>;
 
     /// Attention of some queries over the tokens held and, unquantized, those in
@@ -41,8 +42,8 @@ pub trait KvCacheLayer: Debug + Send + Sync {
     /// [`Error::Shape`], [`Error::NonFinite`], [`Error::Position`].
     fn attend(&self, request: &Attention<'_>, out: &mut [f32], workspace: &mut Workspace) -> Result<(), Error>;
 
-    /// Decodes tokens into `[tokens, kv_heads, dim]`, keys as attention reads them, after the rotary turn. For engines that
-    /// bring their own attention, and for looking.
+    /// Decodes tokens into `[tokens, kv_heads, dim]`, keys as attention reads them, after the rotary turn. For engines
+    /// that bring their own attention, and for looking.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! One quantized key-value cache, many codecs: SKVQ, PM-KVQ, WKVQuant, KIVI; attention on the packed cache.
 //!
-//! A [`Codec`] turns rows of keys or values into bytes. [`QuantizedKv`] is the state machine around any two of them, one
-//! layer of one sequence: it appends, attends, rolls back, evicts, forks, saves, and stays within a budget. Engines
+//! A [`Codec`] turns rows of keys or values into bytes. [`QuantizedKv`] is the state machine around any two of them,
+//! one layer of one sequence: it appends, attends, rolls back, evicts, forks, saves, and stays within a budget. Engines
 //! hold it as a [`KvCacheLayer`]. Nothing here knows a tensor library: rows are `&[f32]`, `[tokens, heads, dim]`.
 //!
 //! ```

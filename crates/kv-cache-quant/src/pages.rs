@@ -116,7 +116,8 @@ impl Pages {
         self.list.shrink_to_fit();
     }
 
-    /// Removes some units. Pages that lose all of theirs are dropped without being read; the others stay where they are.
+    /// Removes some units. Pages that lose all of theirs are dropped without being read; the others stay where they
+    /// are.
     pub(crate) fn evict(&mut self, units: Range<usize>, unit_bytes: usize) {
         let mut before = 0;
         self.list.retain_mut(|page| {

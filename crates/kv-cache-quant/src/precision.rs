@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-/// The type of rows that are not sealed. Rows are rounded to it when they arrive, and sealed from what it holds, so that
-/// nothing depends on whether a token waited.
+/// The type of rows that are not sealed. Rows are rounded to it when they arrive, and sealed from what it holds, so
+/// that nothing depends on whether a token waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FullPrecision {

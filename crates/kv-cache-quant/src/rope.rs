@@ -39,8 +39,8 @@ impl RopeTable {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] when the slices are not whole positions of `rotary/2` entries, [`Error::Unsupported`] for an odd or
-    /// zero `rotary`, or entries that are not finite or turn by nothing at all (0, 0).
+    /// [`Error::Shape`] when the slices are not whole positions of `rotary/2` entries, [`Error::Unsupported`] for an
+    /// odd or zero `rotary`, or entries that are not finite or turn by nothing at all (0, 0).
     pub fn new(pairing: RopePairing, rotary: usize, cos: Vec<f32>, sin: Vec<f32>) -> Result<Self, Error> {
         let unsupported = |found: String| Error::Unsupported {
             what: "rotary table",

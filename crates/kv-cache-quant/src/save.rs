@@ -1,7 +1,7 @@
 //! Saved caches: a header that says everything decoding depends on, then the bytes as they are held.
 //!
-//! `leanbitsKV`, format version (u32 LE), length of the header (u32 LE), header (JSON), then for keys and for values: sinks,
-//! sealed units, rows in full precision, oldest first. All numbers are little-endian.
+//! `leanbitsKV`, format version (u32 LE), length of the header (u32 LE), header (JSON), then for keys and for values:
+//! sinks, sealed units, rows in full precision, oldest first. All numbers are little-endian.
 
 use crate::cache::{KeyStorage, QuantizedKv};
 use crate::layer::KvCacheLayer;

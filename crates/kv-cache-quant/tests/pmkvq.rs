@@ -250,7 +250,8 @@ fn parameters_that_make_no_sense_are_refused() {
     assert!(matches!(bytes, Err(Error::Unsupported { what: "final width", .. })));
 }
 
-/// Of a key (m, 0) that turns by θ a position, the second component reaches `m·sin(min(θ·P, π/2))` within `P` positions.
+/// Of a key (m, 0) that turns by θ a position, the second component reaches `m·sin(min(θ·P, π/2))` within `P`
+/// positions.
 #[test]
 fn stretched_positions_show_slow_channels_as_long_texts_would() {
     let (short, long) = (256, 1024);

@@ -11,8 +11,8 @@ const HEADS: usize = 8;
 const DIM: usize = 128;
 const CHANNELS: usize = HEADS * DIM;
 
-/// Keys with log-normal channel scales of the given spread, and in each head four channels four times as large with a mean of
-/// deviation 20.
+/// Keys with log-normal channel scales of the given spread, and in each head four channels four times as large with a
+/// mean of deviation 20.
 fn outlier_keys(tokens: usize, spread: f32) -> Vec<f32> {
     let scales: Vec<f32> = gaussian(1, CHANNELS).into_iter().map(|x| (spread * x).exp()).collect();
     let means = gaussian(2, 4 * HEADS);

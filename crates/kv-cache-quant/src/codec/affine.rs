@@ -25,8 +25,8 @@ impl ChannelAffine {
     ///
     /// # Errors
     ///
-    /// [`Error::Width`] when the two differ in length, [`Error::Parameter`] for shifts that are not finite and scales that
-    /// are not positive.
+    /// [`Error::Width`] when the two differ in length, [`Error::Parameter`] for shifts that are not finite and scales
+    /// that are not positive.
     pub fn new(shift: Vec<f32>, scale: Vec<f32>) -> Result<Self, Error> {
         if shift.len() != scale.len() {
             return Err(Error::Width { what: "list of scales", expected: shift.len(), found: scale.len() });
@@ -77,7 +77,8 @@ impl ChannelAffine {
         Self::new(mean.to_vec(), vec![1.0; mean.len()])
     }
 
-    /// SmoothQuant-style scales `λ = clamp(max|x|^α, 1e-4, 1e4)`: α = 1 makes all channels equally large, 0.5 is the usual compromise.
+    /// SmoothQuant-style scales `λ = clamp(max|x|^α, 1e-4, 1e4)`: α = 1 makes all channels equally large, 0.5 is the
+    /// usual compromise.
     ///
     /// # Errors
     ///
@@ -98,8 +99,8 @@ impl ChannelAffine {
         Self::new(vec![0.0; max_abs.len()], scale)
     }
 
-    /// Gives the two channels that the rotary turn mixes the larger of their scales, as is needed where scales are to be folded
-    /// into the projections before the turn.
+    /// Gives the two channels that the rotary turn mixes the larger of their scales, as is needed where scales are to
+    /// be folded into the projections before the turn.
     ///
     /// # Errors
     ///

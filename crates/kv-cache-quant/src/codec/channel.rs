@@ -7,8 +7,8 @@ use quant_core::Format;
 /// Stores a unit of tokens transposed, as a tensor `[channels, tokens]` in a [`Format`], so that each channel has
 /// scales of its own: keys have channels far larger than the others.
 ///
-/// The tokens of a unit can only be sealed together, once the last of them has come; until then they wait in full precision.
-/// Codes of a channel lie side by side.
+/// The tokens of a unit can only be sealed together, once the last of them has come; until then they wait in full
+/// precision. Codes of a channel lie side by side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelFormat {
     channels: usize,
@@ -21,8 +21,8 @@ impl ChannelFormat {
     ///
     /// # Errors
     ///
-    /// [`Error::Format`] when the format contradicts itself; [`Error::Unsupported`] for no heads or a unit of no tokens or
-    /// more than 2^14.
+    /// [`Error::Format`] when the format contradicts itself; [`Error::Unsupported`] for no heads or a unit of no tokens
+    /// or more than 2^14.
     pub fn new(heads: usize, dim: usize, unit: usize, format: Format) -> Result<Self, Error> {
         check_heads(heads, dim)?;
         if unit == 0 || unit > 1 << 14 {

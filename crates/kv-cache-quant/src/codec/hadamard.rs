@@ -8,8 +8,9 @@ use crate::kernels;
 ///
 /// A head that is no power of two is rotated in blocks of the largest power of two that divides it: 80 as five of 16.
 ///
-/// Queries are not rotated: decoded rows are turned back, which leaves logits and outputs as they are. A rotation spreads the
-/// *mean* of a channel over all of them instead of removing it; stacked on [`ChannelAffine::remove_mean`] it gets both.
+/// Queries are not rotated: decoded rows are turned back, which leaves logits and outputs as they are. A rotation
+/// spreads the *mean* of a channel over all of them instead of removing it; stacked on [`ChannelAffine::remove_mean`]
+/// it gets both.
 ///
 /// [`ChannelAffine::remove_mean`]: crate::ChannelAffine::remove_mean
 ///

@@ -11,9 +11,9 @@ use std::sync::Arc;
 /// tokens of one channel, of values `group` channels of one token. Keys are sealed `residual` tokens at a time; of
 /// values the newest `residual` tokens stay in full precision.
 ///
-/// Departures: Δ is at least 1e-5, so that constant groups decode to themselves (the reference divides 0 by 0); codes are
-/// chosen with the stored Δ; groups are aligned to the token's index in the cache, so that neither padding nor the split of a
-/// prompt into calls changes them; any number of tokens can be appended; groups of values do not span heads.
+/// Departures: Δ is at least 1e-5, so that constant groups decode to themselves (the reference divides 0 by 0); codes
+/// are chosen with the stored Δ; groups are aligned to the token's index in the cache, so that neither padding nor the
+/// split of a prompt into calls changes them; any number of tokens can be appended; groups of values do not span heads.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KiviConfig {
@@ -38,7 +38,8 @@ impl KiviConfig {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] when `residual` is no positive multiple of `group`, and the errors of [`QuantizedKv::new`].
+    /// [`Error::Unsupported`] when `residual` is no positive multiple of `group`, and the errors of
+    /// [`QuantizedKv::new`].
     ///
     /// # Examples
     ///

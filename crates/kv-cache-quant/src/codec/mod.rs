@@ -44,9 +44,9 @@ impl UnitBytes {
 
 /// A way of storing rows of one stream, keys or values, of one layer.
 ///
-/// A codec knows rows and bytes; which tokens are sealed and when is the business of the
-/// [cache](crate::QuantizedKv). Tokens are sealed [`Codec::unit`] at a time into a fixed number of bytes, never to be read back and
-/// written again. A codec that can lower its precision afterwards has more than one *stage*; the others ignore the argument.
+/// A codec knows rows and bytes; which tokens are sealed and when is the business of the [cache](crate::QuantizedKv).
+/// Tokens are sealed [`Codec::unit`] at a time into a fixed number of bytes, never to be read back and written again. A
+/// codec that can lower its precision afterwards has more than one *stage*; the others ignore the argument.
 pub trait Codec: Debug + Send + Sync {
     /// Channels of a token: heads times elements of a head.
     fn width(&self) -> usize;

@@ -41,8 +41,8 @@ impl Width {
 /// `X_b = ((2^2b − 2^b + 1)·(X_2b + 2^(b−1))) >> 3b`, which is `X_2b/(2^b + 1)` rounded to nearest. The range stays:
 /// 0 goes to 0 and the largest code to the largest.
 ///
-/// Since `2^b + 1` is odd there are no ties, and every boundary between coarse codes is one between fine codes too: going
-/// down step by step ends where rounding at once would have.
+/// Since `2^b + 1` is odd there are no ties, and every boundary between coarse codes is one between fine codes too:
+/// going down step by step ends where rounding at once would have.
 ///
 /// # Errors
 ///
@@ -91,16 +91,16 @@ impl Default for PmKvqConfig {
 
 /// PM-KVQ's codec for one stream: asymmetric codes of 16 bits by token and group, and three stages below.
 ///
-/// With `min` and `range = max − min` of the group as they are stored (f16), `S_b = range/(2^b − 1)`,
-/// `q = clamp(rne((x − min)/S_16), 0, 65535)` in f64, lower widths by [`shrink_code`], `x ≈ q·S_b + min` in f32. Lowering the width reads
+/// With `min` and `range = max − min` of the group as they are stored (f16), `S_b = range/(2^b − 1)`, `q = clamp(rne((x
+/// − min)/S_16), 0, 65535)` in f64, lower widths by [`shrink_code`], `x ≈ q·S_b + min` in f32. Lowering the width reads
 /// and writes codes only.
 ///
 /// A unit is codes, token by token in one bit stream, then minimum and range of each group.
 ///
-/// Departures: the reference keeps scale and zero point in bf16 and multiplies the scale at every shrink, which makes it drift;
-/// its first token and the tokens that wait are 16-bit codes, here rows in full precision
-/// ([`KvPolicy::precision`]); it halves once an append, here as often as the budget asks; its budget counts codes, here every byte.
-/// Set `sinks: 1` in the policy to have its first token.
+/// Departures: the reference keeps scale and zero point in bf16 and multiplies the scale at every shrink, which makes
+/// it drift; its first token and the tokens that wait are 16-bit codes, here rows in full precision
+/// ([`KvPolicy::precision`]); it halves once an append, here as often as the budget asks; its budget counts codes, here
+/// every byte. Set `sinks: 1` in the policy to have its first token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PmKvq {
     heads: usize,
@@ -264,13 +264,14 @@ impl Codec for PmKvq {
     }
 }
 
-/// Bytes that one layer takes at most while it holds up to `tokens` tokens and its sealed ones end at `width`: everything
-/// counted, the rows in full precision and the padding of the last page too. This is the budget to give to
+/// Bytes that one layer takes at most while it holds up to `tokens` tokens and its sealed ones end at `width`:
+/// everything counted, the rows in full precision and the padding of the last page too. This is the budget to give to
 /// [`KvPolicy::budget`].
 ///
 /// # Errors
 ///
-/// As [`PmKvq::new`] and [`QuantizedKv::new`](crate::QuantizedKv::new); [`Error::Unsupported`] for widths below the floor.
+/// As [`PmKvq::new`] and [`QuantizedKv::new`](crate::QuantizedKv::new); [`Error::Unsupported`] for widths below the
+/// floor.
 pub fn layer_bytes(
     geometry: KvGeometry,
     config: &PmKvqConfig,
@@ -304,8 +305,8 @@ impl PmKvqConfig {
     }
 }
 
-/// What layers lose at each width, from calibration: equation 5 of the paper, `‖G_K ⊙ ΔK‖₁ + ‖G_V ⊙ ΔV‖₁` with the gradients of
-/// the loss, or any other measure that adds up over layers.
+/// What layers lose at each width, from calibration: equation 5 of the paper, `‖G_K ⊙ ΔK‖₁ + ‖G_V ⊙ ΔV‖₁` with the
+/// gradients of the loss, or any other measure that adds up over layers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sensitivity {
@@ -349,9 +350,9 @@ impl Sensitivity {
     }
 }
 
-/// Positions `0, s, 2s, …` with `s = effective/tokens` for calibration on short texts: slowly turning channels then show the
-/// spread that they reach in texts of `effective` tokens. Largest magnitudes of keys at these positions go into
-/// [`ChannelAffine::smooth`](crate::ChannelAffine::smooth) and
+/// Positions `0, s, 2s, …` with `s = effective/tokens` for calibration on short texts: slowly turning channels then
+/// show the spread that they reach in texts of `effective` tokens. Largest magnitudes of keys at these positions go
+/// into [`ChannelAffine::smooth`](crate::ChannelAffine::smooth) and
 /// [`share_rope_pairs`](crate::ChannelAffine::share_rope_pairs) for the key scales of the paper.
 ///
 /// # Errors

@@ -5,8 +5,8 @@ use crate::codec::{Codec, UnitBytes, check_heads};
 use crate::kernels::{self, Affine};
 use quant_core::{Element, Format, IntRule, Layout, PackedTensor, Scale, ScaleType, Shaped};
 
-/// Stores each token as a tensor `[heads, dim]` in a [`Format`]: INT1–8, FP8, FP4, MX, NVFP4, NF4, block floating point,
-/// ternary.
+/// Stores each token as a tensor `[heads, dim]` in a [`Format`]: INT1–8, FP8, FP4, MX, NVFP4, NF4, block floating
+/// point, ternary.
 ///
 /// Groups run along the elements of a head and never span heads; a head that is no multiple of the group ends in a
 /// shorter one. `int4-min` (one group a head) with `x ≈ q·s + lo` is the round-to-nearest baseline of the
@@ -49,8 +49,8 @@ impl TokenFormat {
         self.format
     }
 
-    /// How codes are read where they are integers of 2, 4 or 8 bits under f16 scales, in rows of whole bytes: the formats that
-    /// are decoded by kernels of this crate. The others go through [`PackedTensor`].
+    /// How codes are read where they are integers of 2, 4 or 8 bits under f16 scales, in rows of whole bytes: the
+    /// formats that are decoded by kernels of this crate. The others go through [`PackedTensor`].
     fn affine(&self) -> Option<(u32, Affine)> {
         let Element::Int { bits: bits @ (2 | 4 | 8), rule } = self.format.element else { return None };
         let sign = match rule {

@@ -6,8 +6,8 @@
 //! | two-dimensional quantization | [`TwoDimConfig::codec`] |
 //! | its inverse folded into the projections | [`fold_values`], [`fold_key_scales`] |
 //!
-//! The learned refinement of shifts and scales (cross-block reconstruction) needs gradients and is not part of this crate; the
-//! closed forms of [`ChannelAffine`] are its starting point.
+//! The learned refinement of shifts and scales (cross-block reconstruction) needs gradients and is not part of this
+//! crate; the closed forms of [`ChannelAffine`] are its starting point.
 
 use crate::codec::{ChannelAffine, Mapped, TokenFormat};
 use crate::{Error, KvGeometry};
@@ -38,7 +38,8 @@ impl TwoDimConfig {
     ///
     /// # Errors
     ///
-    /// [`Error::Width`] when the affine map is made for other channels, [`Error::Format`] for widths beyond 8 bits or empty groups.
+    /// [`Error::Width`] when the affine map is made for other channels, [`Error::Format`] for widths beyond 8 bits or
+    /// empty groups.
     ///
     /// # Examples
     ///
@@ -99,8 +100,8 @@ impl Projection<'_> {
 }
 
 /// Folds the affine map of values into the projections around attention, so that nothing is left to do when decoding:
-/// `W_v, b_v` give `(v − shift)/scale`, and since the weights of attention add up to 1, `W_o` times the scales and
-/// `b_o + W_o·shift` undo it exactly. Every query head of a group takes the scales of its key-value head. The cache is then
+/// `W_v, b_v` give `(v − shift)/scale`, and since the weights of attention add up to 1, `W_o` times the scales and `b_o
+/// + W_o·shift` undo it exactly. Every query head of a group takes the scales of its key-value head. The cache is then
 /// made with the identity. Biases that were empty are made.
 ///
 /// # Errors
@@ -139,9 +140,9 @@ pub fn fold_values(
     Ok(())
 }
 
-/// Folds the scales of keys into the projections before the rotary turn: `W_k` over, `W_q` times the scales. Logits stay what
-/// they are provided that rotary partners share their scale; see [`ChannelAffine::share_rope_pairs`]. Shifts must be
-/// zero: before the turn they would have to be added back.
+/// Folds the scales of keys into the projections before the rotary turn: `W_k` over, `W_q` times the scales. Logits
+/// stay what they are provided that rotary partners share their scale; see [`ChannelAffine::share_rope_pairs`]. Shifts
+/// must be zero: before the turn they would have to be added back.
 ///
 /// Not for models that normalise queries and keys after the projection.
 ///

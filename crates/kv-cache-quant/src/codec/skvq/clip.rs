@@ -3,11 +3,11 @@
 use super::{ReorderPlan, SkvqConfig, encode, fit};
 use crate::Error;
 
-/// For every group the factor of `grid` whose codes come closest to the rows, by the sum of squared errors over all tokens;
-/// of equals the largest. `rows` is `[tokens, channels]`; a few hundred tokens do.
+/// For every group the factor of `grid` whose codes come closest to the rows, by the sum of squared errors over all
+/// tokens; of equals the largest. `rows` is `[tokens, channels]`; a few hundred tokens do.
 ///
-/// The paper minimises the error of the attention output; its code has a constant per run. This is the squared error of the rows
-/// with scales as they will be stored.
+/// The paper minimises the error of the attention output; its code has a constant per run. This is the squared error of
+/// the rows with scales as they will be stored.
 ///
 /// # Errors
 ///

@@ -149,14 +149,14 @@ impl Default for SkvqConfig {
 
 /// SKVQ's codec for one stream, token by token.
 ///
-/// For each group `G` of channels, with the least and largest value of the token in it clipped by the group's α:
-/// `s = (hi − lo)/M`, `z = lo`, both rounded to their stored type, then `q = rne(clamp((x − z)/s, 0, M))`, `x ≈ q·s + z`.
-/// Groups have any sizes and mix heads. Codes of a token are one stream in the plan's order, across groups, padded to a byte a
-/// token: 128 channels of ternary codes in 1.6 bits, not 2.
+/// For each group `G` of channels, with the least and largest value of the token in it clipped by the group's α: `s =
+/// (hi − lo)/M`, `z = lo`, both rounded to their stored type, then `q = rne(clamp((x − z)/s, 0, M))`, `x ≈ q·s + z`.
+/// Groups have any sizes and mix heads. Codes of a token are one stream in the plan's order, across groups, padded to a
+/// byte a token: 128 channels of ternary codes in 1.6 bits, not 2.
 ///
-/// Departures from the reference code: scales are rounded before codes are chosen, not after, which at 4 bits halves the
-/// error; E4M3 has a power of two for the layer; α is searched per group (the reference has one constant), by the error of the
-/// rows rather than of the attention output.
+/// Departures from the reference code: scales are rounded before codes are chosen, not after, which at 4 bits halves
+/// the error; E4M3 has a power of two for the layer; α is searched per group (the reference has one constant), by the
+/// error of the rows rather than of the attention output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Skvq {
     config: SkvqConfig,
@@ -170,8 +170,8 @@ impl Skvq {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for widths beyond 8 bits and factors outside (0, 1], [`Error::Width`] when there is not one
-    /// factor a group.
+    /// [`Error::Unsupported`] for widths beyond 8 bits and factors outside (0, 1], [`Error::Width`] when there is not
+    /// one factor a group.
     pub fn new(config: SkvqConfig, plan: ReorderPlan, alphas: Vec<f32>) -> Result<Self, Error> {
         config.levels.check()?;
         if alphas.len() != plan.groups() {

@@ -239,7 +239,8 @@ fn move_centres(points: &[Point], labels: &[usize], centres: &mut [Point]) {
     }
 }
 
-/// Makes clusters of `group` points each from free ones: the points with most to lose choose first, until nothing gets better.
+/// Makes clusters of `group` points each from free ones: the points with most to lose choose first, until nothing gets
+/// better.
 fn balance(points: &[Point], labels: &[usize], clusters: usize, group: usize) -> (Vec<usize>, f64) {
     let mut centres = vec![[0.0, 0.0]; clusters];
     move_centres(points, labels, &mut centres);
@@ -256,7 +257,8 @@ fn balance(points: &[Point], labels: &[usize], clusters: usize, group: usize) ->
     best
 }
 
-/// Gives each point the nearest centre that has room, points with the largest gap between their first and second choice first.
+/// Gives each point the nearest centre that has room, points with the largest gap between their first and second choice
+/// first.
 fn assign(points: &[Point], centres: &[Point], group: usize) -> Vec<usize> {
     let regret = |p: Point| {
         let (mut first, mut second) = (f64::INFINITY, f64::INFINITY);
