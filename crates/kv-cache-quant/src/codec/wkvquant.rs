@@ -100,9 +100,9 @@ impl Projection<'_> {
 }
 
 /// Folds the affine map of values into the projections around attention, so that nothing is left to do when decoding:
-/// `W_v, b_v` give `(v − shift)/scale`, and since the weights of attention add up to 1, `W_o` times the scales and `b_o
-/// + W_o·shift` undo it exactly. Every query head of a group takes the scales of its key-value head. The cache is then
-/// made with the identity. Biases that were empty are made.
+/// `W_v, b_v` give `(v − shift)/scale`. Since the weights of attention add up to 1, `W_o` times the scales, with
+/// `W_o·shift` added to `b_o`, undo it exactly. Every query head of a group takes the scales of its key-value head. The
+/// cache is then made with the identity. Biases that were empty are made.
 ///
 /// # Errors
 ///
