@@ -33,6 +33,12 @@ pub trait Element:
     /// The Walsh–Hadamard transform of each row of `size`, a power of two, times `scale`.
     #[doc(hidden)]
     fn walsh(rows: &mut [Self], size: usize, scale: f64);
+
+    /// `x'[a] = Σ_b H[a, b] x[b]` for the `m` runs of a block.
+    #[doc(hidden)]
+    fn mix(factor: &[Self], m: usize, block: &mut [Self], strip: &mut [Self]) {
+        crate::hadamard::mix(factor, m, block, strip);
+    }
 }
 
 impl Element for f32 {
@@ -50,6 +56,10 @@ impl Element for f32 {
         if !crate::kernels::rows(rows, size, scale) {
             crate::walsh::rows(rows, size, scale);
         }
+    }
+
+    fn mix(factor: &[Self], m: usize, block: &mut [Self], strip: &mut [Self]) {
+        crate::kernels::mix(factor, m, block, strip);
     }
 }
 

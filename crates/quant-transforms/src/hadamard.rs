@@ -125,7 +125,7 @@ impl Hadamard {
             let factor = self.signs(transposed);
             let mut strip = vec![T::default(); self.order * STRIP];
             for block in rows.chunks_exact_mut(self.block) {
-                mix(&factor, self.order, block, &mut strip);
+                T::mix(&factor, self.order, block, &mut strip);
             }
         }
     }
@@ -139,7 +139,8 @@ impl Hadamard {
 }
 
 /// `x'[a] = Σ_b H[a, b] x[b]` for the `m` runs of a block, a strip of columns at a time.
-fn mix<T: Element>(factor: &[T], m: usize, block: &mut [T], strip: &mut [T]) {
+#[inline(always)]
+pub(crate) fn mix<T: Element>(factor: &[T], m: usize, block: &mut [T], strip: &mut [T]) {
     let width = block.len() / m;
     for start in (0..width).step_by(STRIP) {
         let columns = STRIP.min(width - start);

@@ -116,6 +116,20 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
 }
 
 #[test]
+fn every_instruction_set_mixes_runs_alike() {
+    for size in [12, 40, 172, 576, 3072] {
+        let with = |isa| {
+            let mut x: Vec<f32> = rows(2, size, 6);
+            with_isa(isa, || Hadamard::new(size).unwrap().apply(&mut x)).unwrap();
+            x
+        };
+        for isa in Isa::ALL {
+            assert_eq!(with(isa), with(Isa::Reference), "{size} {isa:?}");
+        }
+    }
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
