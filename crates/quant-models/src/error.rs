@@ -48,6 +48,12 @@ pub enum Error {
     /// The files of weights cannot be read.
     #[error(transparent)]
     Weights(#[from] quant_io::Error),
+    /// A source of weights that is not of this crate failed.
+    #[error(transparent)]
+    Source {
+        /// What it said.
+        source: BoxError,
+    },
     /// The model needs a tensor that the source does not have.
     #[error("{origin}: tensor {name} is missing")]
     MissingTensor {

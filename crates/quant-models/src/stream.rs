@@ -73,6 +73,40 @@ impl Stream {
         Ok(self.with_rows(Rows::new(values, self.width())?))
     }
 
+    /// Everything that goes from one layer to the next: the hidden states as [`Stream::values`] and, behind the first layer
+    /// of RWKV-7, that layer's values.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`] when the tensor library fails.
+    pub fn carried(&self) -> Result<Vec<f32>, Error> {
+        let mut carried = self.values()?;
+        if let Some(first) = &self.first_values {
+            first.read(|first| carried.extend_from_slice(first))?;
+        }
+        Ok(carried)
+    }
+
+    /// The same texts with what [`Stream::carried`] gave.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WeightShape`] for a number of elements that it never gives.
+    pub fn with_carried(&self, mut carried: Vec<f32>) -> Result<Self, Error> {
+        let (tokens, width) = (self.tokens(), self.width());
+        let first = carried.split_off((tokens * width).min(carried.len()));
+        let stream = self.with_values(carried)?;
+        if first.is_empty() {
+            return Ok(Self { first_values: None, ..stream });
+        }
+        if !first.len().is_multiple_of(tokens.max(1)) {
+            let found = vec![tokens * width + first.len()];
+            return Err(Error::WeightShape { name: "hidden states".into(), expected: vec![2, tokens, width], found });
+        }
+        let width = first.len() / tokens.max(1);
+        Ok(stream.with_first_values(Rows::new(first, width)?))
+    }
+
     pub(crate) fn with_rows(&self, rows: Rows) -> Self {
         Self { rows, texts: Arc::clone(&self.texts), first_values: self.first_values.clone() }
     }

@@ -19,6 +19,8 @@ fn in_pieces(json: &serde_json::Value, texts: &[&[u32]]) -> (Vec<f32>, Vec<f32>)
     let mut stream = layers.embedding().unwrap().stream(texts).unwrap();
     for index in 0..layers.len() {
         stream = layers.layer(index).unwrap().forward(&stream, None).unwrap();
+        // What is carried can be put away and taken up again.
+        stream = stream.with_carried(stream.carried().unwrap()).unwrap();
     }
     let head = layers.head().unwrap();
     let pieces = head.logits(&head.hidden(&stream).unwrap(), 0..stream.tokens(), None).unwrap();
