@@ -5,6 +5,7 @@ use quant_core::metrics::ErrorStats;
 use quant_core::{EncodeOptions, Format, FormatGrid, PackedTensor, Shaped};
 use rayon::prelude::*;
 use std::path::Path;
+use weight_quant::{MseClip, RtnConfig, rtn};
 
 /// Rows that are decoded and compared together. Fixed, so that sums do not depend on the number of threads.
 const ROWS: usize = 64;
@@ -32,8 +33,25 @@ pub(crate) fn encode(
     encoded.map_err(|source| Error::Tensor { file: file.to_owned(), tensor: name.to_owned(), source: source.into() })
 }
 
+/// The same after a search for the range of each block that makes the error least.
+pub(crate) fn encode_searched(
+    file: &Path,
+    name: &str,
+    values: &[f32],
+    shape: &[usize],
+    format: Format,
+    clip: &MseClip,
+) -> Result<(PackedTensor<'static>, ErrorStats), Error> {
+    let method = |source| Error::Method { file: file.to_owned(), tensor: name.to_owned(), source: Box::new(source) };
+    let tensor = Shaped::new(values, shape).map_err(|error| method(error.into()))?;
+    let config = RtnConfig { clip: Some(*clip) };
+    let packed = rtn(&tensor, format, &config).map_err(method)?;
+    let errors = measure(values, &packed).map_err(|error| method(error.into()))?;
+    Ok((packed, errors))
+}
+
 /// Compares values with their packed form, some rows at a time: the decoded tensor is never whole in memory.
-fn measure(values: &[f32], packed: &PackedTensor<'_>) -> Result<ErrorStats, quant_core::Error> {
+pub(crate) fn measure(values: &[f32], packed: &PackedTensor<'_>) -> Result<ErrorStats, quant_core::Error> {
     let columns = packed.layout().columns;
     let parts = values.par_chunks(ROWS * columns).enumerate().map(|(part, values)| {
         let (mut stats, mut decoded) = (ErrorStats::default(), vec![0.0; columns]);

@@ -121,6 +121,90 @@ pub enum Error {
         /// The method.
         method: &'static str,
     },
+    /// A recipe looks at activations, but no calibration text was given.
+    #[error("{what} looks at activations, but no calibration text was given")]
+    NeedsCalibration {
+        /// What needs it.
+        what: String,
+    },
+    /// The calibration text fills no window.
+    #[error("{}: {tokens} tokens are fewer than one window of {needed}", path.display())]
+    ShortCalibration {
+        /// The text.
+        path: PathBuf,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of a window.
+        needed: usize,
+    },
+    /// An activation is NaN or infinite.
+    #[error("{what} is {value} in channel {channel}, calibration window {}", windows(*first_window, *last_window))]
+    Activations {
+        /// What was computed: the input of a linear, the output of a layer.
+        what: String,
+        /// The first window (from 0) in which it may be.
+        first_window: usize,
+        /// The last one.
+        last_window: usize,
+        /// Channel of the token.
+        channel: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Statistics of activations were refused.
+    #[error("the input of {what}: {source}")]
+    Calibration {
+        /// The linear.
+        what: String,
+        /// Why.
+        source: quant_calib::Error,
+    },
+    /// A method cannot quantize a tensor.
+    #[error("{}: tensor {tensor}: {source}", file.display())]
+    Method {
+        /// The file or folder it came from.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// Why not.
+        source: Box<weight_quant::Error>,
+    },
+    /// A rule asks for what a tensor cannot have.
+    #[error("tensor {tensor} cannot be quantized by {method}: {reason}")]
+    Unsuitable {
+        /// Its name.
+        tensor: String,
+        /// The method.
+        method: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A model cannot be rotated or smoothed.
+    #[error("{}: {what} is not possible: {reason}", file.display())]
+    Transform {
+        /// The model.
+        file: PathBuf,
+        /// What was asked for.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A tensor does not have the shape that a rotation of the model asks for.
+    #[error("tensor {tensor} cannot be rotated: {source}")]
+    Rotation {
+        /// Its name.
+        tensor: String,
+        /// Why not.
+        source: Box<quant_transforms::Error>,
+    },
+    /// A tensor that a change of basis gives other values is not stored as floats of 16 or 32 bits.
+    #[error("{}: tensor {tensor} must get other values, but is not stored as floats of 16 or 32 bits", file.display())]
+    CannotRewrite {
+        /// The file or folder it came from.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+    },
     /// A decoded value does not fit the type that was asked for.
     #[error("{}: tensor {tensor}: element {index} is {value}, beyond the range of {dtype}", file.display())]
     OutOfRange {
@@ -167,6 +251,10 @@ pub enum Error {
     },
 }
 
+fn windows(first: usize, last: usize) -> String {
+    if first == last { first.to_string() } else { format!("{first} to {last}") }
+}
+
 impl Error {
     pub(crate) fn file(path: &Path, action: &'static str, source: io::Error) -> Self {
         Self::File { path: path.to_owned(), action, source }
@@ -186,7 +274,8 @@ impl Error {
                 "choose a format with wider scales, for example with the modifier `-f32` or `-bf16`"
             }
             Self::Recipe { source: RecipeError::UnknownPreset { .. }, .. } => {
-                "give the path of a TOML file, or one of safe, balanced, small, tiny"
+                let names: Vec<&str> = crate::presets().iter().map(|preset| preset.name).collect();
+                return Some(format!("give the path of a TOML file, or one of {}", names.join(", ")));
             }
             Self::Recipe { .. } => "`leanbits compress --help` shows what a recipe looks like",
             Self::AlreadyQuantized { .. } => "run `leanbits dequantize` first, or leave the tensor out with --skip",
@@ -200,6 +289,13 @@ impl Error {
             Self::SameFolder { .. } => "choose another OUT_DIR",
             Self::NoConfig { .. } => "for single files use `leanbits quantize`",
             Self::CalibrationUnused { .. } => "leave --calib out",
+            Self::NeedsCalibration { .. } => "give a text like those the model is for with --calib TEXT",
+            Self::ShortCalibration { .. } => {
+                "give a longer text, or smaller windows (`tokens` under [calibration] in the recipe)"
+            }
+            Self::Activations { .. } => "the weights are damaged, or the model overflows f32 on this text",
+            Self::Unsuitable { .. } => "let another rule come first for this tensor, for example with method = \"rtn\"",
+            Self::Transform { .. } => "leave [transform] out of the recipe",
             Self::OutOfRange { .. } => "use --dtype bf16 or --dtype f32",
             Self::NoBos { .. } => "leave --bos out",
             Self::Layout { .. } => {

@@ -1,7 +1,9 @@
 //! How well a model predicts a text, original or compressed.
 
+use crate::compress::activations;
 use crate::models::eval::{Score, WindowOptions, Windows, compare, perplexity};
 use crate::models::{Apply, Config, Decoder, Text};
+use crate::plan::is_quantized;
 use crate::{Error, Progress};
 use quant_io::Checkpoint;
 use serde::Serialize;
@@ -154,12 +156,19 @@ impl Loaded {
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::from_folder(folder)?;
         let bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
-        let decoder = Decoder::from_source(config, &checkpoint, Apply::Decoded)?;
+        let mut decoder = Decoder::from_source(config, &checkpoint, Apply::Decoded)?;
+        if let Some(format) = activations(folder, checkpoint.config())? {
+            let packed = |tensor: &str| checkpoint.entry(tensor).is_some_and(|entry| is_quantized(&entry.stored));
+            let quantized = decoder.slots().filter(|slot| packed(&slot.origin().tensor));
+            for name in quantized.map(|slot| slot.name().to_owned()).collect::<Vec<_>>() {
+                decoder.slot_mut(&name)?.set_input_format(Some(format))?;
+            }
+        }
         Ok(Self { decoder, bytes })
     }
 }
 
-fn cut(reader: &Text, bytes: &[u8], split: Option<&str>, options: WindowOptions) -> Result<Windows, Error> {
+pub(crate) fn cut(reader: &Text, bytes: &[u8], split: Option<&str>, options: WindowOptions) -> Result<Windows, Error> {
     let Some(separator) = split else { return Ok(Windows::of_text(&reader.encode(bytes)?, options)?) };
     let documents: Result<Vec<_>, _> = pieces(bytes, separator.as_bytes())
         .into_iter()

@@ -38,6 +38,7 @@
 pub use quant_core as core;
 pub use quant_io as io;
 pub use quant_models as models;
+pub use weight_quant;
 
 mod compress;
 mod convert;
@@ -57,7 +58,7 @@ mod storage;
 mod table;
 mod usage;
 
-pub use compress::{CompressOptions, compress};
+pub use compress::{CalibrationReport, CompressOptions, compress};
 pub use convert::{
     DequantizeOptions, DequantizeReport, DequantizedTensor, FloatType, QuantizeOptions, QuantizeReport, dequantize,
     quantize,
@@ -73,8 +74,8 @@ pub use inspect::{
 };
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    Choice, Decision, MAX_RECIPE_BYTES, MAX_RULES, Method, Preset, Reason, Recipe, RecipeError, Rule,
-    default_exclusions, presets,
+    Calibration, Choice, Decision, IdleRule, MAX_RECIPE_BYTES, MAX_RULES, Method, Preset, Reason, Recipe, RecipeError,
+    Rotation, Rule, Transforms, default_exclusions, presets,
 };
 pub use report::{CompressReport, RuleLine, RunCost, TensorReport};
 pub use storage::StorageLayout;

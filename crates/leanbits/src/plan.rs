@@ -1,7 +1,7 @@
 //! What a job will do with each tensor, and the exact bytes that come of it, before anything is read.
 
 use crate::Error;
-use crate::recipe::{Choice, Decision, Reason, Recipe};
+use crate::recipe::{Choice, Decision, Method, Reason};
 use crate::storage::{Sections, StorageLayout};
 use quant_core::Format;
 use quant_io::hf::{ShardOptions, ShardPlan};
@@ -21,6 +21,12 @@ pub(crate) struct PlannedTensor {
     /// Bytes it will take, all sections together.
     pub(crate) bytes: u64,
     pub(crate) decision: Decision,
+    /// How its codes are found, if it is quantized.
+    pub(crate) method: Method,
+    /// The layer with which it is written, where a job works layer by layer.
+    pub(crate) layer: Option<usize>,
+    /// Whether it is rounded as a whole because it is not made of linears whose inputs can be looked at.
+    pub(crate) whole: bool,
     /// Names of the tensors of the output that it becomes.
     pub(crate) sections: Vec<String>,
     /// File of the output that holds them.
@@ -73,16 +79,17 @@ pub(crate) fn decide(entry: &Entry, rule: impl FnOnce(&Entry) -> Decision) -> De
 }
 
 impl Plan {
-    /// Plans a job over all tensors of a checkpoint.
+    /// Plans a job over some tensors of a checkpoint, each rounded to nearest.
     pub(crate) fn new(
         checkpoint: &Checkpoint,
+        entries: &[Entry],
         layout: StorageLayout,
         max_shard_bytes: u64,
         rule: impl Fn(&Entry) -> Decision,
     ) -> Result<Self, Error> {
-        let mut tensors = Vec::with_capacity(checkpoint.entries().len());
-        let mut groups = Vec::with_capacity(checkpoint.entries().len());
-        for entry in checkpoint.entries() {
+        let mut tensors = Vec::with_capacity(entries.len());
+        let mut groups = Vec::with_capacity(entries.len());
+        for entry in entries {
             let mut decision = decide(entry, &rule);
             if let Choice::Quantize(format) = decision.choice {
                 decision.choice = Choice::Quantize(layout.native_format(&entry.name, format)?);
@@ -99,6 +106,9 @@ impl Plan {
                 source_bytes: entry.bytes,
                 bytes: sections.bytes()?,
                 decision,
+                method: Method::Rtn,
+                layer: None,
+                whole: false,
                 sections: sections.specs.iter().map(|spec| spec.name.clone()).collect(),
                 shard: 0,
             });
@@ -119,14 +129,14 @@ impl Plan {
         Ok(Self { tensors, shards })
     }
 
-    /// Plans a recipe.
-    pub(crate) fn of_recipe(
-        checkpoint: &Checkpoint,
-        recipe: &Recipe,
-        layout: StorageLayout,
-        max_shard_bytes: u64,
-    ) -> Result<Self, Error> {
-        Self::new(checkpoint, layout, max_shard_bytes, |entry| recipe.decide(&entry.name, &entry.shape))
+    /// The tensor of this name.
+    pub(crate) fn get(&self, name: &str) -> Option<&PlannedTensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The layer with which a tensor is written.
+    pub(crate) fn layer_of(&self, name: &str) -> Option<usize> {
+        self.get(name).and_then(|tensor| tensor.layer)
     }
 
     /// Bytes of all safetensors files.

@@ -1,10 +1,10 @@
 //! What a compression did, for programs, for people and as a picture.
 
 use crate::Error;
-use crate::compress::to_json;
+use crate::compress::{CalibrationReport, Energy, Outcome, to_json};
 use crate::picture::{Captions, TensorPoint, tensor_errors};
 use crate::plan::PlannedTensor;
-use crate::recipe::{Choice, Method, Recipe};
+use crate::recipe::{Choice, Recipe};
 use crate::storage::StorageLayout;
 use crate::table::{self, Align, Table};
 use serde::Serialize;
@@ -30,6 +30,16 @@ pub struct TensorReport {
     pub bits_per_weight: f64,
     /// Signal to quantization noise in dB; `None` when nothing changed, or in a dry run.
     pub sqnr_db: Option<f64>,
+    /// Mean squared error of the outputs of the linear, summed over outputs, on the calibration text; `None` without.
+    pub loss: Option<f64>,
+    /// Signal to noise of these outputs in dB.
+    pub output_sqnr_db: Option<f64>,
+    /// Tokens of the calibration text that reached the linear.
+    pub calibration_tokens: Option<u64>,
+    /// Input channels that were zero on all of them.
+    pub dead_channels: Option<u64>,
+    /// What else is to be known, such as why another method was used.
+    pub note: Option<String>,
 }
 
 /// What a run took; absent from the report in the folder, which is the same for every run.
@@ -39,10 +49,12 @@ pub struct RunCost {
     pub seconds: f64,
     /// Seconds spent reading the input and widening it to f32, writing and flushing the output.
     pub io_seconds: f64,
-    /// Seconds spent encoding, and decoding again to measure the error.
+    /// Seconds spent finding codes, and decoding again to measure the error.
     pub packing_seconds: f64,
-    /// Share of `seconds` spent packing; the rest is input and output.
+    /// Share of `seconds` spent packing.
     pub packing_fraction: f64,
+    /// Seconds spent running layers on the calibration text and gathering statistics.
+    pub running_seconds: f64,
     /// Largest resident memory of the process, mapped files included; `None` where the system does not say.
     pub peak_rss_bytes: Option<u64>,
     /// Tensors that an earlier, interrupted run had finished.
@@ -74,6 +86,10 @@ pub struct CompressReport {
     pub bits_per_parameter: f64,
     /// Signal to quantization noise over all quantized tensors, in dB; `None` when nothing was quantized.
     pub sqnr_db: Option<f64>,
+    /// What the model was calibrated on, if it was.
+    pub calibration: Option<CalibrationReport>,
+    /// What in the recipe had no effect.
+    pub warnings: Vec<String>,
     /// What it took to get there.
     #[serde(flatten)]
     pub run: Option<RunCost>,
@@ -86,12 +102,13 @@ pub struct CompressReport {
 impl TensorReport {
     /// A tensor that was written as planned.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-    pub(crate) fn new(tensor: &PlannedTensor, method: Method, sqnr_db: Option<f64>) -> Self {
+    pub(crate) fn new(tensor: &PlannedTensor, outcome: &Outcome) -> Self {
+        let planned = if tensor.decision.choice == Choice::Keep { "keep" } else { tensor.method.name() };
         Self {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             format: tensor.format_name(),
-            method: if tensor.decision.choice == Choice::Keep { "keep" } else { method.name() }.to_owned(),
+            method: outcome.method.clone().unwrap_or_else(|| planned.to_owned()),
             reason: tensor.decision.reason.to_string(),
             bytes: tensor.bytes,
             source_bytes: tensor.source_bytes,
@@ -100,7 +117,12 @@ impl TensorReport {
             } else {
                 8.0 * tensor.bytes as f64 / tensor.elements as f64
             },
-            sqnr_db,
+            sqnr_db: outcome.weights.and_then(Energy::sqnr_db),
+            loss: outcome.outputs.map(|outputs| outputs.noise),
+            output_sqnr_db: outcome.outputs.and_then(Energy::sqnr_db),
+            calibration_tokens: outcome.tokens,
+            dead_channels: outcome.dead,
+            note: outcome.note.clone(),
         }
     }
 }
@@ -171,12 +193,16 @@ impl RunCost {
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut out = format!(
-            "- took {:.1} s: {:.1} s reading and writing, {:.1} s packing and measuring ({:.0} %)\n",
+            "- took {:.1} s: {:.1} s reading and writing, {:.1} s packing and measuring ({:.0} %)",
             self.seconds,
             self.io_seconds,
             self.packing_seconds,
             100.0 * self.packing_fraction
         );
+        if self.running_seconds > 0.0 {
+            out.push_str(&format!(", {:.1} s running the calibration text", self.running_seconds));
+        }
+        out.push('\n');
         if let Some(bytes) = self.peak_rss_bytes {
             out.push_str(&format!("- largest resident memory: {}\n", table::bytes(bytes)));
         }
@@ -201,6 +227,20 @@ impl CompressReport {
         out.push_str(&tensor_table(&self.tensors).to_markdown());
         out.push_str("\nSQNR: signal to quantization noise of the weights, in dB; 6 dB more is half the error. ");
         out.push_str("A dash marks tensors that did not change. The picture is in `report.svg`.\n");
+        if let Some(calibration) = &self.calibration {
+            out.push_str("\n## Outputs\n\n");
+            out.push_str(&calibration_table(&self.tensors).to_markdown());
+            out.push_str(&format!(
+                "\nMeasured on {} calibration tokens in {} windows of at most {} (hash {}). Loss: mean over tokens of the squared \
+                 error of a linear's outputs, summed over outputs; the inputs are those that the quantized layers before it make. \
+                 Dead: input channels that were always zero.\n",
+                calibration.tokens, calibration.windows, calibration.context, calibration.hash,
+            ));
+        }
+        if !self.warnings.is_empty() {
+            out.push_str("\n## Warnings\n\n");
+            self.warnings.iter().for_each(|warning| out.push_str(&format!("- {warning}\n")));
+        }
         out
     }
 
@@ -223,20 +263,35 @@ impl CompressReport {
         if let Some(sqnr) = self.sqnr_db {
             out.push_str(&format!("- SQNR over all quantized weights: {sqnr:.2} dB\n"));
         }
+        if let Some(calibration) = &self.calibration {
+            out.push_str(&format!(
+                "- calibrated on {} tokens: {} of {} windows of the text\n",
+                calibration.tokens, calibration.windows, calibration.available
+            ));
+        }
+        let noted = self.tensors.iter().filter(|tensor| tensor.note.is_some()).count();
+        if noted > 0 {
+            out.push_str(&format!("- {noted} tensors with a note in the report\n"));
+        }
         out
     }
 
-    /// Signal to noise of every quantized tensor as an SVG picture.
+    /// Signal to noise of every quantized tensor as an SVG picture: of its outputs where the model was calibrated, else
+    /// of its values.
     #[must_use]
     pub fn to_svg(&self) -> String {
         let mut tensors: Vec<&TensorReport> = self.tensors.iter().collect();
         // Files are sorted by name, where layer 10 comes before layer 2.
         tensors.sort_by_key(|tensor| natural(&tensor.name));
+        let outputs = self.calibration.is_some();
+        let sqnr = |t: &TensorReport| if outputs { t.output_sqnr_db } else { t.sqnr_db };
         let points: Vec<TensorPoint> = tensors
             .iter()
-            .filter_map(|t| t.sqnr_db.map(|sqnr_db| TensorPoint { kind: kind(&t.name), sqnr_db }))
+            .filter_map(|t| sqnr(t).map(|sqnr_db| TensorPoint { kind: kind(&t.name), sqnr_db }))
             .collect();
-        let title = format!("Error of every quantized tensor ({:.3} bits per weight)", self.bits_per_weight);
+        let what =
+            if outputs { "Error of the outputs of every quantized linear" } else { "Error of every quantized tensor" };
+        let title = format!("{what} ({:.3} bits per weight)", self.bits_per_weight);
         let captions = Captions { title: &title, x: "tensor, layer by layer", y: "SQNR in dB (higher is better)" };
         tensor_errors(captions, &points)
     }
@@ -294,6 +349,32 @@ pub(crate) fn tensor_table(tensors: &[TensorReport]) -> Table {
             format!("{:.3}", tensor.bits_per_weight),
             tensor.bytes.to_string(),
             tensor.sqnr_db.map_or_else(|| "-".to_owned(), |sqnr| format!("{sqnr:.2}")),
+        ]);
+    }
+    table
+}
+
+/// What calibration says about the linears, as a table.
+fn calibration_table(tensors: &[TensorReport]) -> Table {
+    let mut table = Table::new(&[
+        ("linear", Align::Left),
+        ("method", Align::Left),
+        ("loss", Align::Right),
+        ("SQNR dB", Align::Right),
+        ("tokens", Align::Right),
+        ("dead", Align::Right),
+        ("note", Align::Left),
+    ]);
+    let dash = || "-".to_owned();
+    for tensor in tensors.iter().filter(|tensor| tensor.calibration_tokens.is_some()) {
+        table.row(vec![
+            tensor.name.clone(),
+            tensor.method.clone(),
+            tensor.loss.map_or_else(dash, |loss| format!("{loss:.4e}")),
+            tensor.output_sqnr_db.map_or_else(dash, |sqnr| format!("{sqnr:.2}")),
+            tensor.calibration_tokens.map_or_else(dash, |tokens| tokens.to_string()),
+            tensor.dead_channels.map_or_else(dash, |dead| dead.to_string()),
+            tensor.note.clone().unwrap_or_default(),
         ]);
     }
     table

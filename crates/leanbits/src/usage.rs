@@ -23,6 +23,10 @@ impl Stopwatch {
         result
     }
 
+    pub(crate) fn add(&mut self, time: Duration) {
+        self.0 += time;
+    }
+
     pub(crate) fn seconds(&self) -> f64 {
         self.0.as_secs_f64()
     }

@@ -143,26 +143,30 @@ pub(crate) enum Dtype {
 ///
 /// Compresses a Hugging Face model folder into another one that `leanbits eval` and, with --layout
 /// compressed-tensors, other tools load. Embeddings, output head, norms and routers stay as they are
-/// unless a recipe says otherwise. The model is read one tensor at a time; a run that was interrupted
+/// unless a recipe says otherwise. The model is read one tensor at a time, or one layer at a time where a recipe
+/// looks at activations of a calibration text; a run that was interrupted
 /// continues where it was when the same command is given again, and gives the same bytes.
 #[derive(Debug, Args)]
 #[command(after_help = "A recipe is a TOML file; the first rule that matches a tensor decides:\n\n  \
     format = \"int4-g128-asym\"            # linears that no rule names; or \"keep\"\n  \
     [[rule]]\n  match = [\"*.down_proj.weight\"]      # one pattern or a list\n  format = \"int8\"\n\n\
-    Further keys: `default-exclusions = false` also quantizes embeddings, head, norms and routers;\n\
-    `method = \"rtn\"` rounds to nearest and is the default. Recipes that come with the program:\n\
-    safe, balanced, small, tiny.\n\n\
+    Further keys: `method` for all tensors or in a rule: \"rtn\", \"mse\", \"gptq\", \"awq\", or a table\n\
+    with settings such as { name = \"gptq\", damp = 0.05 }; `activations = \"int8\"`; [transform] with\n\
+    `rotate = \"hadamard\"` and `smooth = 0.5`; [calibration] with `windows`, `tokens`, `seed`, `bos`, `split`;\n\
+    `default-exclusions = false` also quantizes embeddings, head, norms and routers.\n\
+    `leanbits compress --list-presets` shows the recipes that come with the program.\n\n\
     Examples:\n  leanbits compress model/ --format int4-g128 --dry-run -o out/\n  \
     leanbits compress model/ --recipe balanced -o out/\n  \
+    leanbits compress model/ --recipe w4-gptq --calib text.txt -o out/\n  \
     leanbits compress model/ --format nvfp4 --layout compressed-tensors -o out/\n  \
     leanbits eval out/ --text book.txt --against model/")]
 pub(crate) struct Compress {
     /// Model folder: config.json and safetensors
-    #[arg(value_name = "MODEL_DIR")]
-    pub(crate) model: PathBuf,
+    #[arg(value_name = "MODEL_DIR", required_unless_present = "list_presets")]
+    pub(crate) model: Option<PathBuf>,
     /// Folder to write
-    #[arg(long, short, value_name = "OUT_DIR")]
-    pub(crate) output: PathBuf,
+    #[arg(long, short, value_name = "OUT_DIR", required_unless_present = "list_presets")]
+    pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) how: How,
     /// Calibration text, for recipes whose method looks at activations
@@ -179,6 +183,13 @@ pub(crate) struct Compress {
     pub(crate) restart: bool,
 }
 
+impl Compress {
+    /// Model and output folder, which the parser asks for unless presets are listed.
+    pub(crate) fn folders(&self) -> Option<(&PathBuf, &PathBuf)> {
+        self.model.as_ref().zip(self.output.as_ref())
+    }
+}
+
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct How {
@@ -188,6 +199,9 @@ pub(crate) struct How {
     /// Recipe file, or the name of one that comes with the program
     #[arg(long, short, value_name = "R.toml")]
     pub(crate) recipe: Option<PathBuf>,
+    /// List the recipes that come with the program
+    #[arg(long)]
+    pub(crate) list_presets: bool,
 }
 
 /// Layout of packed tensors.

@@ -70,25 +70,32 @@ pub(crate) fn dequantize(args: &Dequantize, json: bool, progress: &mut dyn Progr
 }
 
 pub(crate) fn compress(args: &Compress, json: bool, progress: &mut dyn Progress) -> Outcome {
+    if args.how.list_presets {
+        return presets(json);
+    }
+    let Some((model, output)) = args.folders() else {
+        return Err(Failure::usage("no model and no output", "give MODEL_DIR and --output OUT_DIR"));
+    };
     let recipe = match (&args.how.format, &args.how.recipe) {
         (Some(format), _) => Recipe::uniform(*format),
         (None, Some(source)) => Recipe::load(source)?,
         (None, None) => return Err(Failure::usage("no format and no recipe", "give --format or --recipe")),
     };
-    if args.calib.is_some() && !recipe.method.needs_calibration() {
-        // An option that would do nothing is refused rather than ignored.
-        let error = leanbits::Error::CalibrationUnused { method: recipe.method.name() };
-        return Err(Failure { usage: true, ..Failure::from(error) });
-    }
     let layout = match args.layout {
         LayoutArg::Leanbits => StorageLayout::Leanbits,
         LayoutArg::CompressedTensors => StorageLayout::CompressedTensors,
     };
     let mut options = CompressOptions::new(recipe);
+    options.calibration.clone_from(&args.calib);
     options.layout = layout;
     options.dry_run = args.dry_run;
     options.restart = args.restart;
-    let report = leanbits::compress(&args.model, &args.output, &options, progress)?;
+    let report = leanbits::compress(model, output, &options, progress).map_err(|error| {
+        // A missing option, or one that would do nothing, is wrong usage.
+        let usage =
+            matches!(error, leanbits::Error::CalibrationUnused { .. } | leanbits::Error::NeedsCalibration { .. });
+        Failure { usage, ..Failure::from(error) }
+    })?;
     if json {
         return Ok(print_json(&report)?);
     }
@@ -98,14 +105,33 @@ pub(crate) fn compress(args: &Compress, json: bool, progress: &mut dyn Progress)
     if let Some(run) = &report.run {
         text.push_str(&run.to_text());
     }
-    let output = args.output.display();
+    let output = output.display();
     if args.dry_run {
         text.push_str("\nThis was a dry run: nothing was written, and the sizes are exact.\n");
     } else {
         text.push_str(&format!(
             "\nWritten to {output}, with report.md, report.json and report.svg.\nNext: leanbits eval {output} --text FILE --against {}\n",
-            args.model.display()
+            model.display()
         ));
+    }
+    Ok(print_text(&text)?)
+}
+
+fn presets(json: bool) -> Outcome {
+    let presets = leanbits::presets();
+    if json {
+        let list: Vec<_> = presets
+            .iter()
+            .map(|preset| json!({ "name": preset.name, "summary": preset.summary, "recipe": preset.toml }))
+            .collect();
+        return Ok(print_json(&json!({ "presets": list }))?);
+    }
+    let width = presets.iter().map(|preset| preset.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for preset in presets {
+        let calibrated = Recipe::preset(preset.name).is_ok_and(|recipe| recipe.looks_at_activations().is_some());
+        let note = if calibrated { "; needs --calib" } else { "" };
+        text.push_str(&format!("{:width$}  {}{note}\n", preset.name, preset.summary));
     }
     Ok(print_text(&text)?)
 }

@@ -4,7 +4,8 @@
 //! tensor whose bytes were written, with a checksum of them. A resumed run believes a line only after
 //! it has read those bytes back.
 
-use super::Energy;
+use super::outcome::Outcome;
+use super::state;
 use crate::Error;
 use quant_io::AtomicFile;
 use quant_io::hf::ShardPlan;
@@ -19,7 +20,7 @@ const JOURNAL: &str = "leanbits-journal.jsonl";
 const TEMPORARY: &str = "leanbits-journal.jsonl.tmp";
 /// Longest journal that is read back: about a million tensors.
 const MAX_JOURNAL_BYTES: u64 = 1 << 28;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Which job a journal belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,22 +61,16 @@ pub(super) struct Entry {
     pub(super) name: String,
     /// Checksum of all its sections.
     checksum: String,
-    /// Energy of the values and of the error, as the bits of two f64; `None` for tensors that were copied.
-    energy: Option<[u64; 2]>,
+    pub(super) outcome: Outcome,
 }
 
 impl Entry {
-    pub(super) fn new(name: &str, checksum: u64, energy: Option<Energy>) -> Self {
-        let energy = energy.map(|e| [e.signal.to_bits(), e.noise.to_bits()]);
-        Self { name: name.to_owned(), checksum: format!("{checksum:016x}"), energy }
+    pub(super) fn new(name: &str, checksum: u64, outcome: Outcome) -> Self {
+        Self { name: name.to_owned(), checksum: format!("{checksum:016x}"), outcome }
     }
 
     pub(super) fn agrees(&self, checksum: u64) -> bool {
         self.checksum == format!("{checksum:016x}")
-    }
-
-    pub(super) fn energy(&self) -> Option<Energy> {
-        self.energy.map(|[signal, noise]| Energy { signal: f64::from_bits(signal), noise: f64::from_bits(noise) })
     }
 }
 
@@ -137,7 +132,7 @@ impl Journal {
     }
 }
 
-/// Removes what a job left in its folder: weights, finished or not, and the journal. What cannot be removed stays.
+/// Removes what a job left in its folder: weights, finished or not, saved activations, and the journal. What cannot be removed stays.
 pub(super) fn remove(folder: &Path, files: &[String]) {
     let plain = |name: &&String| Path::new(name.as_str()).file_name().is_some_and(|file| file == name.as_str());
     for name in files.iter().filter(plain) {
@@ -145,6 +140,7 @@ pub(super) fn remove(folder: &Path, files: &[String]) {
         let _ = std::fs::remove_file(AtomicFile::temporary_path(&target));
         let _ = std::fs::remove_file(target);
     }
+    state::remove(folder);
     for name in [TEMPORARY, JOURNAL] {
         let _ = std::fs::remove_file(folder.join(name));
     }

@@ -1,19 +1,48 @@
 //! A model folder in, a smaller one out.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | the call, from options to report |
+//! | `prepare.rs` | the plan: methods of tensors, and what is refused before any work |
+//! | `run.rs`, `journal.rs`, `resume.rs`, `state.rs`, `folder.rs` | the output folder, and going on after an interruption |
+//! | `source.rs`, `rotate.rs` | the model as it is read, in the basis that the recipe asks for |
+//! | `stream.rs` | tensors that need no calibration, one at a time |
+//! | `layers.rs`, `structure.rs`, `gather.rs`, `smooth.rs`, `methods.rs` | layer by layer, on a calibration text |
+//! | `calibration.rs` | the windows of that text |
 
+mod calibration;
 mod folder;
+mod gather;
 mod journal;
+mod layers;
+mod methods;
+mod outcome;
+mod prepare;
 mod resume;
+mod rotate;
 mod run;
+mod smooth;
+mod source;
+mod state;
+mod stream;
+mod structure;
 
+pub use calibration::CalibrationReport;
+pub(crate) use folder::activations;
+pub(crate) use outcome::{Energy, Outcome};
+pub(crate) use source::Source;
+
+use crate::models::Config;
 use crate::plan::Plan;
 use crate::recipe::{Reason, Recipe};
 use crate::report::{CompressReport, RunCost, TensorReport, rule_lines};
 use crate::storage::StorageLayout;
-use crate::usage::{Stopwatch, peak_rss_bytes};
+use crate::usage::peak_rss_bytes;
 use crate::{Error, Progress};
-use quant_core::metrics::ErrorStats;
+use calibration::Windows;
+use prepare::Prepared;
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What to do with a model.
@@ -21,6 +50,8 @@ use std::time::Instant;
 pub struct CompressOptions {
     /// Which tensor is stored how.
     pub recipe: Recipe,
+    /// The text that methods see which look at activations.
+    pub calibration: Option<PathBuf>,
     /// How packed tensors are stored.
     pub layout: StorageLayout,
     /// Only say what would be done.
@@ -37,6 +68,7 @@ impl CompressOptions {
     pub fn new(recipe: Recipe) -> Self {
         Self {
             recipe,
+            calibration: None,
             layout: StorageLayout::Leanbits,
             dry_run: false,
             restart: false,
@@ -45,39 +77,28 @@ impl CompressOptions {
     }
 }
 
-/// What was measured on one tensor while it was written.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Energy {
-    pub(crate) signal: f64,
-    pub(crate) noise: f64,
-}
-
-impl Energy {
-    pub(crate) fn of(errors: &ErrorStats) -> Self {
-        Self { signal: errors.signal(), noise: errors.noise() }
-    }
-
-    fn sqnr_db(self) -> Option<f64> {
-        let sqnr = 10.0 * (self.signal / self.noise).log10();
-        sqnr.is_finite().then_some(sqnr)
-    }
-}
-
 /// Compresses a Hugging Face folder into another one.
 ///
-/// Tensors are read, quantized and written one at a time. Finished tensors are noted in a journal inside
-/// `output`; when the run is interrupted, the same call continues behind the last of them and produces
-/// the same bytes as an uninterrupted run. `config.json` is written last: a folder that has one is complete.
+/// Without calibration tensors are read, quantized and written one at a time. Recipes whose methods look at activations
+/// work layer by layer: each layer is calibrated on what the quantized layers before it make of the
+/// calibration text, and only one layer is in memory.
+///
+/// What is finished is noted in a journal inside `output`; when the run is interrupted, the same call continues behind the
+/// last tensor, or the last layer, and produces the same bytes as an uninterrupted run. `config.json` is written last:
+/// a folder that has one is complete.
 ///
 /// The output holds the weights, the side files of the model (tokenizer and so on), `config.json` with a
 /// `quantization_config`, and `report.json`, `report.md` and `report.svg`. All of it depends on the input
-/// and the options only, not on the machine, the number of threads, or time.
+/// and the options only, not on the number of threads or time; with calibration also on the instruction set, whose
+/// sums of products differ in the last digits.
 ///
 /// # Errors
 ///
-/// [`Error::Tensor`] for weights that are not finite, [`Error::AlreadyQuantized`], [`Error::NothingSelected`],
-/// [`Error::NotEmpty`], [`Error::Finished`], [`Error::OtherJob`], [`Error::SameFolder`], [`Error::NoConfig`],
-/// and what reading and writing meets. After an error in the input nothing is left behind; after one in writing
+/// Before any work: [`Error::Recipe`], [`Error::AlreadyQuantized`], [`Error::NothingSelected`], [`Error::Unsuitable`] and
+/// [`Error::Method`] for what a tensor cannot have, [`Error::NeedsCalibration`], [`Error::CalibrationUnused`],
+/// [`Error::ShortCalibration`], [`Error::NotEmpty`], [`Error::Finished`], [`Error::OtherJob`], [`Error::SameFolder`],
+/// [`Error::NoConfig`]. Then [`Error::Tensor`] for weights that are not finite, [`Error::Activations`], and what reading
+/// and writing meets. After an error in the input nothing is left behind; after one in writing
 /// (a full disk) the journal stays, and the run can be continued.
 pub fn compress(
     model: impl AsRef<Path>,
@@ -87,57 +108,83 @@ pub fn compress(
 ) -> Result<CompressReport, Error> {
     let (model, output) = (model.as_ref(), output.as_ref());
     let start = Instant::now();
-    let checkpoint = folder::open(model)?;
-    let plan = Plan::of_recipe(&checkpoint, &options.recipe, options.layout, options.max_shard_bytes)?;
-    if let Some(tensor) = plan.tensors.iter().find(|t| t.decision.reason == Reason::AlreadyQuantized) {
-        let (tensor, stored) = (tensor.name.clone(), tensor.stored.clone());
-        return Err(Error::AlreadyQuantized { file: model.to_owned(), tensor, stored });
+    let recipe = &options.recipe;
+    recipe.validate().map_err(|source| Error::Recipe { file: "the recipe".into(), source })?;
+    match (recipe.looks_at_activations(), &options.calibration) {
+        (Some(what), None) => return Err(Error::NeedsCalibration { what }),
+        (None, Some(_)) => return Err(Error::CalibrationUnused { method: recipe.method.name() }),
+        _ => {}
     }
-    if plan.quantized().next().is_none() {
-        return Err(Error::NothingSelected { file: model.to_owned(), tensors: plan.tensors.len() });
+    let checkpoint = folder::open(model)?;
+    let source = prepare::source(&checkpoint, recipe)?;
+    let Prepared { plan, structure } = prepare::plan(&source, options)?;
+    let warnings: Vec<String> =
+        recipe.idle_rules(plan.tensors.iter().map(|t| t.name.as_str())).iter().map(ToString::to_string).collect();
+    for warning in &warnings {
+        progress.note(&format!("warning: {warning}"));
+    }
+    let windows = match (&structure, &options.calibration) {
+        (Some(_), Some(text)) => Some(Windows::open(model, &Config::from_folder(model)?, text, &recipe.calibration)?),
+        _ => None,
+    };
+    let told = windows.as_ref().map(|windows| windows.report.clone());
+    if let Some(told) = told.as_ref().filter(|told| told.windows < recipe.calibration.windows) {
+        progress.note(&format!("the calibration text has {} of {} windows", told.windows, recipe.calibration.windows));
     }
     if options.dry_run {
-        return Ok(report(&plan, options, &[]));
+        return Ok(report(&plan, options, &[], told, warnings));
     }
-    let mut io = Stopwatch::default();
-    let mut packing = Stopwatch::default();
-    let mut job = run::Run::start(output, &checkpoint, &plan, options)?;
-    let resumed = job.resumed();
-    let energies = match job.write_tensors(progress, &mut io, &mut packing) {
-        Ok(energies) => energies,
-        Err(error) => return Err(job.abandon(error)),
+    let calibration = windows.as_ref().map(|windows| folder::checksum([windows.report.hash.as_bytes()]));
+    let mut run = run::Run::start(output, &source, &plan, options, calibration)?;
+    let resumed = run.resumed();
+    progress.begin("compressing", plan.sum(|tensor| tensor.source_bytes));
+    if resumed > 0 {
+        progress.note(&format!("continuing an interrupted run: {resumed} tensors are done"));
+    }
+    let done = match (&structure, &windows) {
+        (Some(structure), Some(windows)) => {
+            let (layout, source, plan) = (options.layout, &source, &plan);
+            layers::Job { source, plan, structure, windows, recipe, layout }.write_all(&mut run, progress)
+        }
+        _ => stream::Stream::new(&source, &plan, options.layout).write_all(&mut run, progress),
     };
-    let mut report = report(&plan, options, &energies);
-    io.time(|| job.finish(&report))?;
+    if let Err(error) = done.and_then(|()| run.close()) {
+        return Err(run.abandon(error));
+    }
+    let mut report = report(&plan, options, &run.outcomes(), told, warnings);
+    let (io, packing, running) = (run.io, run.packing, run.running);
+    let finishing = Instant::now();
+    run.finish(&report)?;
     let seconds = start.elapsed().as_secs_f64();
     report.run = Some(RunCost {
         seconds,
-        io_seconds: io.seconds(),
+        io_seconds: io.seconds() + finishing.elapsed().as_secs_f64(),
         packing_seconds: packing.seconds(),
         packing_fraction: packing.seconds() / seconds,
+        running_seconds: running.seconds(),
         peak_rss_bytes: peak_rss_bytes(),
         resumed_tensors: resumed,
     });
     Ok(report)
 }
 
-/// The report of a plan; `energies` has an entry for each tensor, or none at all in a dry run.
+/// The report of a plan; `outcomes` has an entry for each tensor, or none at all in a dry run.
 #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
-fn report(plan: &Plan, options: &CompressOptions, energies: &[Option<Energy>]) -> CompressReport {
+fn report(
+    plan: &Plan,
+    options: &CompressOptions,
+    outcomes: &[Outcome],
+    calibration: Option<CalibrationReport>,
+    warnings: Vec<String>,
+) -> CompressReport {
     let bits = |bytes: u64, elements: u64| if elements == 0 { 0.0 } else { 8.0 * bytes as f64 / elements as f64 };
+    let nothing = Outcome::default();
     let tensors: Vec<TensorReport> = plan
         .tensors
         .iter()
         .enumerate()
-        .map(|(at, tensor)| {
-            let sqnr = energies.get(at).copied().flatten().and_then(Energy::sqnr_db);
-            TensorReport::new(tensor, options.recipe.method, sqnr)
-        })
+        .map(|(at, tensor)| TensorReport::new(tensor, outcomes.get(at).unwrap_or(&nothing)))
         .collect();
-    let all = energies.iter().flatten().fold(Energy { signal: 0.0, noise: 0.0 }, |sum, e| Energy {
-        signal: sum.signal + e.signal,
-        noise: sum.noise + e.noise,
-    });
     CompressReport {
         dry_run: options.dry_run,
         layout: options.layout,
@@ -149,7 +196,9 @@ fn report(plan: &Plan, options: &CompressOptions, energies: &[Option<Energy>]) -
         quantized_parameters: plan.quantized().map(|(t, _)| t.elements).sum(),
         bits_per_weight: plan.bits_per_weight(),
         bits_per_parameter: bits(plan.sum(|t| t.bytes), plan.sum(|t| t.elements)),
-        sqnr_db: all.sqnr_db(),
+        sqnr_db: Energy::sum(outcomes.iter().filter_map(|outcome| outcome.weights)).sqnr_db(),
+        calibration,
+        warnings,
         run: None,
         rules: rule_lines(&tensors),
         tensors,
@@ -160,4 +209,15 @@ fn report(plan: &Plan, options: &CompressOptions, energies: &[Option<Energy>]) -
 pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Error> {
     let text = serde_json::to_string_pretty(value).map_err(|source| Error::Json { source })?;
     Ok(text + "\n")
+}
+
+/// Refuses a tensor that is quantized already.
+fn refuse_quantized(plan: &Plan, model: &Path) -> Result<(), Error> {
+    match plan.tensors.iter().find(|t| t.decision.reason == Reason::AlreadyQuantized) {
+        None => Ok(()),
+        Some(tensor) => {
+            let (tensor, stored) = (tensor.name.clone(), tensor.stored.clone());
+            Err(Error::AlreadyQuantized { file: model.to_owned(), tensor, stored })
+        }
+    }
 }

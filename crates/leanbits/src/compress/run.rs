@@ -1,20 +1,19 @@
-//! The job itself: start or resume, tensor by tensor, finish or clean up.
+//! The output of a job: start or resume, tensor by tensor, finish or clean up.
 
 use super::folder::{self, checksum};
 use super::journal::{self, Entry, Job, Journal};
+use super::outcome::Outcome;
 use super::resume::{self, Progressed};
-use super::{CompressOptions, Energy};
-use crate::encode::{encode, largest_magnitude};
+use super::state::{self, State};
+use super::{CompressOptions, Source};
+use crate::Error;
 use crate::plan::{Plan, PlannedTensor};
-use crate::recipe::Choice;
 use crate::report::CompressReport;
 use crate::storage::Section;
 use crate::usage::Stopwatch;
-use crate::{Error, Progress};
-use quant_core::Format;
 use quant_io::hf::{INDEX_NAME, copy_side_files};
 use quant_io::safetensors::SafetensorsWriter;
-use quant_io::{Checkpoint, write_atomically};
+use quant_io::write_atomically;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -26,45 +25,76 @@ pub(super) struct Run<'a> {
     output: PathBuf,
     /// Whether the folder did not exist before.
     created: bool,
-    checkpoint: &'a Checkpoint,
+    source: &'a Source<'a>,
     plan: &'a Plan,
     options: &'a CompressOptions,
+    job: Job,
     journal: Journal,
     /// What an interrupted run of this job had written, read back and checked.
     found: Progressed,
-    /// Largest magnitudes of tensors that share a scale.
-    shared: BTreeMap<String, f32>,
+    /// The activations it had reached.
+    state: Option<State>,
+    /// Files that are being written.
+    writers: BTreeMap<usize, SafetensorsWriter>,
+    /// What was measured on the tensors that are written.
+    outcomes: BTreeMap<String, Outcome>,
+    /// Time spent reading and writing.
+    pub(super) io: Stopwatch,
+    /// Time spent encoding.
+    pub(super) packing: Stopwatch,
+    /// Time spent running layers.
+    pub(super) running: Stopwatch,
 }
 
 impl<'a> Run<'a> {
     /// Prepares the output folder, and takes over what an interrupted run of the same job left there.
+    ///
+    /// Tensors of a layer count only when the activations behind it were saved: a layer is done as a whole.
     pub(super) fn start(
         output: &Path,
-        checkpoint: &'a Checkpoint,
+        source: &'a Source<'a>,
         plan: &'a Plan,
         options: &'a CompressOptions,
+        calibration: Option<u64>,
     ) -> Result<Self, Error> {
-        let model = checkpoint.path();
+        let model = source.path();
         if let (Ok(a), Ok(b)) = (model.canonicalize(), output.canonicalize())
             && a == b
         {
             return Err(Error::SameFolder { path: output.to_owned() });
         }
-        let job = Job::new(folder::fingerprint(model)?, plan_checksum(plan, options), &plan.shards);
+        let job = Job::new(folder::fingerprint(model)?, plan_checksum(plan, options, calibration), &plan.shards);
         let created = !output.exists();
         std::fs::create_dir_all(output).map_err(|source| Error::file(output, "create", source))?;
-        let entries = if created { Vec::new() } else { left_behind(output, &job, options.restart)? };
+        let mut entries = if created { Vec::new() } else { left_behind(output, &job, options.restart)? };
+        let state = if entries.is_empty() || calibration.is_none() { None } else { State::load(output, &job) };
+        let reached = state.as_ref().map_or(0, State::layer);
+        entries.retain(|entry| plan.layer_of(&entry.name).is_none_or(|layer| layer < reached));
         let found = resume::check(output, plan, entries)?;
+        // A layer that was damaged is made again, and with it all that follow.
+        let damaged = plan.tensors.iter().filter(|tensor| found.get(&tensor.name).is_none());
+        let damaged = damaged.filter_map(|tensor| tensor.layer.filter(|layer| *layer < reached)).min();
+        if damaged.is_some() {
+            state::remove(output);
+            return Self::start(output, source, plan, options, calibration);
+        }
         let journal = Journal::write(output, &job, found.entries())?;
+        let outcomes = found.entries().map(|entry| (entry.name.clone(), entry.outcome.clone())).collect();
         Ok(Self {
             output: output.to_owned(),
             created,
-            checkpoint,
+            source,
             plan,
             options,
+            job,
             journal,
             found,
-            shared: BTreeMap::new(),
+            state,
+            writers: BTreeMap::new(),
+            outcomes,
+            io: Stopwatch::default(),
+            packing: Stopwatch::default(),
+            running: Stopwatch::default(),
         })
     }
 
@@ -73,99 +103,68 @@ impl<'a> Run<'a> {
         self.found.entries().count()
     }
 
-    /// Writes every tensor that is missing; returns the energies of all, `None` for those that were copied.
-    pub(super) fn write_tensors(
-        &mut self,
-        progress: &mut dyn Progress,
-        io: &mut Stopwatch,
-        packing: &mut Stopwatch,
-    ) -> Result<Vec<Option<Energy>>, Error> {
-        let total = self.plan.tensors.iter().map(|tensor| tensor.source_bytes).sum();
-        progress.begin("compressing", total);
-        if self.resumed() > 0 {
-            progress.note(&format!("continuing an interrupted run: {} tensors are done", self.resumed()));
-        }
-        let mut energies = Vec::with_capacity(self.plan.tensors.len());
-        let mut tensors = self.plan.tensors.iter().peekable();
-        for (shard, (name, file)) in self.plan.shards.files().enumerate() {
-            let mut writer = None;
-            while let Some(tensor) = tensors.next_if(|tensor| tensor.shard == shard) {
-                if let Some(entry) = self.found.get(&tensor.name) {
-                    energies.push(entry.energy());
-                } else {
-                    let writer = match &mut writer {
-                        Some(writer) => writer,
-                        none => none.insert(io.time(|| {
-                            let written = self.found.sections(shard, self.plan);
-                            SafetensorsWriter::resume(self.output.join(name), file.clone(), &written)
-                        })?),
-                    };
-                    energies.push(self.write_tensor(tensor, writer, io, packing)?);
-                }
-                progress.advance(tensor.source_bytes, &tensor.name);
-            }
-            // A shard of which nothing was missing may still lack its name, or hold no tensor at all.
-            if writer.is_none() && !self.found.is_complete(shard) {
-                let written = self.found.sections(shard, self.plan);
-                writer = Some(SafetensorsWriter::resume(self.output.join(name), file.clone(), &written)?);
-            }
-            if let Some(writer) = writer {
-                io.time(|| writer.finish())?;
-            }
-        }
-        Ok(energies)
+    /// Whether a tensor need not be written again.
+    pub(super) fn is_done(&self, tensor: &PlannedTensor) -> bool {
+        self.found.get(&tensor.name).is_some()
     }
 
-    fn write_tensor(
+    /// The activations that an interrupted run had reached; gives them once.
+    pub(super) fn take_state(&mut self) -> Option<State> {
+        self.state.take()
+    }
+
+    /// Saves the activations that go into a layer: an interrupted run goes on there.
+    pub(super) fn save_state(&mut self, layer: usize, rows: &[f32]) -> Result<(), Error> {
+        let Self { output, job, io, .. } = self;
+        io.time(|| state::save(output, job, layer, rows))
+    }
+
+    /// Writes a tensor that was missing.
+    pub(super) fn put(
         &mut self,
         tensor: &PlannedTensor,
-        writer: &mut SafetensorsWriter,
-        io: &mut Stopwatch,
-        packing: &mut Stopwatch,
-    ) -> Result<Option<Energy>, Error> {
-        let write = |writer: &mut SafetensorsWriter, sections: &[Section<'_>]| -> Result<u64, Error> {
-            for section in sections {
-                writer.write(&section.name, &section.bytes)?;
-            }
-            Ok(checksum(sections.iter().map(|section| &*section.bytes)))
-        };
-        let (sum, energy) = match tensor.decision.choice {
-            Choice::Keep => {
-                let sum = io.time(|| write(writer, &Section::kept(self.checkpoint, &tensor.name)?))?;
-                (sum, None)
-            }
-            Choice::Quantize(format) => {
-                let values = io.time(|| self.checkpoint.read_f32(&tensor.name))?;
-                let amax = io.time(|| self.shared_amax(tensor, format))?;
-                let file = self.checkpoint.path();
-                let (sections, errors) = packing.time(|| {
-                    let (packed, errors) = encode(file, &tensor.name, &values, &tensor.shape, format, amax)?;
-                    drop(values);
-                    Ok::<_, Error>((Section::packed(&tensor.name, &packed, self.options.layout)?, errors))
-                })?;
-                (io.time(|| write(writer, &sections))?, Some(Energy::of(&errors)))
+        sections: &[Section<'_>],
+        outcome: Outcome,
+    ) -> Result<(), Error> {
+        let start = std::time::Instant::now();
+        let writer = match self.writers.entry(tensor.shard) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(open(&self.output, self.plan, &self.found, tensor.shard)?)
             }
         };
-        io.time(|| self.checkpoint.release_pages());
-        self.journal.add(&Entry::new(&tensor.name, sum, energy))?;
-        Ok(energy)
+        for section in sections {
+            writer.write(&section.name, &section.bytes)?;
+        }
+        let complete = writer.missing() == 0;
+        let sum = checksum(sections.iter().map(|section| &*section.bytes));
+        self.journal.add(&Entry::new(&tensor.name, sum, outcome.clone()))?;
+        self.outcomes.insert(tensor.name.clone(), outcome);
+        if complete && let Some(writer) = self.writers.remove(&tensor.shard) {
+            writer.finish()?;
+        }
+        self.io.add(start.elapsed());
+        Ok(())
     }
 
-    /// The largest magnitude of all tensors that share a scale with this one, found when the first of them is written.
-    fn shared_amax(&mut self, tensor: &PlannedTensor, format: Format) -> Result<Option<f32>, Error> {
-        let layout = self.options.layout;
-        let Some(key) = layout.shared_scale(&tensor.name, format) else { return Ok(None) };
-        if let Some(amax) = self.shared.get(&key) {
-            return Ok(Some(*amax));
-        }
-        let mut amax = 0.0_f32;
-        for (other, format) in self.plan.quantized() {
-            if layout.shared_scale(&other.name, format).as_ref() == Some(&key) {
-                amax = amax.max(largest_magnitude(&self.checkpoint.read_f32(&other.name)?));
+    /// Gives every file its name once all tensors are written.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        // A file of which nothing was missing may still lack its name, or hold no tensor at all.
+        for (shard, (name, _)) in self.plan.shards.files().enumerate() {
+            let named = self.found.is_complete(shard) || self.output.join(name).exists();
+            if !named && !self.writers.contains_key(&shard) {
+                self.writers.insert(shard, open(&self.output, self.plan, &self.found, shard)?);
             }
         }
-        self.shared.insert(key, amax);
-        Ok(Some(amax))
+        for (_, writer) in std::mem::take(&mut self.writers) {
+            self.io.time(|| writer.finish())?;
+        }
+        Ok(())
+    }
+
+    /// What was measured on every tensor, in the order of the plan.
+    pub(super) fn outcomes(&self) -> Vec<Outcome> {
+        self.plan.tensors.iter().map(|t| self.outcomes.get(&t.name).cloned().unwrap_or_default()).collect()
     }
 
     /// Writes everything but the weights, the configuration last.
@@ -174,18 +173,20 @@ impl<'a> Run<'a> {
         if let Some(index) = self.plan.shards.index() {
             write(INDEX_NAME, index.to_json().as_bytes())?;
         }
-        copy_side_files(&self.checkpoint.side_files()?, &self.output)?;
+        copy_side_files(&self.source.checkpoint().side_files()?, &self.output)?;
         for (name, text) in report.files()? {
             write(name, text.as_bytes())?;
         }
-        let config = folder::config(self.checkpoint, self.plan, self.options)?;
+        let config = folder::config(self.source, self.plan, self.options)?;
         write(CONFIG, super::to_json(&config)?.as_bytes())?;
+        state::remove(&self.output);
         self.journal.finish()
     }
 
     /// Cleans up after an error. What was made of bad input is removed; after a failure to write, the run can be
     /// continued, so what is whole stays.
     pub(super) fn abandon(self, error: Error) -> Error {
+        drop(self.writers);
         if !matches!(error, Error::File { .. }) && !is_io(&error) {
             let files = self.plan.shards.files().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
             journal::remove(&self.output, &files);
@@ -221,9 +222,18 @@ fn left_behind(output: &Path, job: &Job, restart: bool) -> Result<Vec<Entry>, Er
     }
 }
 
-/// Tells one job from another: every header with its names, types, shapes and formats, the recipe, the layout, and
-/// the version of this program, whose successors may round differently.
-fn plan_checksum(plan: &Plan, options: &CompressOptions) -> u64 {
-    let text = format!("{}\0{}\0{}", env!("CARGO_PKG_VERSION"), options.layout, options.recipe.to_toml());
+/// The unfinished file of a shard, in which what was found is written.
+fn open(output: &Path, plan: &Plan, found: &Progressed, shard: usize) -> Result<SafetensorsWriter, Error> {
+    let Some((name, file)) = plan.shards.files().nth(shard) else {
+        return Err(Error::Config { path: output.to_owned(), reason: format!("no file {shard} was planned") });
+    };
+    Ok(SafetensorsWriter::resume(output.join(name), file.clone(), &found.sections(shard, plan))?)
+}
+
+/// Tells one job from another: every header with its names, types, shapes and formats, the recipe, the layout, the
+/// calibration text, and the version of this program, whose successors may round differently.
+fn plan_checksum(plan: &Plan, options: &CompressOptions, calibration: Option<u64>) -> u64 {
+    let (version, layout, recipe) = (env!("CARGO_PKG_VERSION"), options.layout, options.recipe.to_toml());
+    let text = format!("{version}\0{layout}\0{recipe}\0{calibration:?}");
     checksum([text.as_bytes()].into_iter().chain(plan.shards.files().map(|(_, file)| file.head())))
 }

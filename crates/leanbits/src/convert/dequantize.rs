@@ -28,7 +28,7 @@ pub enum FloatType {
 }
 
 impl FloatType {
-    fn dtype(self) -> DType {
+    pub(crate) fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
@@ -36,8 +36,13 @@ impl FloatType {
         }
     }
 
+    /// The type of plain tensors of this dtype; `None` for those that are not floats of 16 or 32 bits.
+    pub(crate) fn of(dtype: DType) -> Option<Self> {
+        [Self::F32, Self::F16, Self::Bf16].into_iter().find(|float| float.dtype() == dtype)
+    }
+
     /// The values in this type, little-endian; the position of the first one that does not fit as the error.
-    fn bytes(self, values: &[f32]) -> Result<Vec<u8>, usize> {
+    pub(crate) fn bytes(self, values: &[f32]) -> Result<Vec<u8>, usize> {
         // A finite value that becomes infinite does not fit; one that was not finite stays what it was.
         let fits =
             |at: usize, x: f32, rounded: f32| if x.is_finite() && !rounded.is_finite() { Err(at) } else { Ok(()) };

@@ -1,9 +1,10 @@
 //! Tensors of a file or folder to one format, in one safetensors file.
 
 use super::{check_output, check_patterns};
+use crate::compress::{Energy, Outcome};
 use crate::encode::encode;
 use crate::plan::{Plan, PlannedTensor, is_quantized};
-use crate::recipe::{Choice, Decision, Method, Reason};
+use crate::recipe::{Choice, Decision, Reason};
 use crate::report::{TensorReport, tensor_table};
 use crate::storage::{Section, StorageLayout};
 use crate::usage::peak_rss_bytes;
@@ -92,7 +93,9 @@ pub fn quantize(
         let stored = crate::plan::stored_name(&entry.stored);
         return Err(Error::AlreadyQuantized { file: input.to_owned(), tensor: entry.name.clone(), stored });
     }
-    let plan = Plan::new(&checkpoint, StorageLayout::Leanbits, u64::MAX, |entry| match options.selects(entry) {
+    let plan = Plan::new(&checkpoint, checkpoint.entries(), StorageLayout::Leanbits, u64::MAX, |entry| match options
+        .selects(entry)
+    {
         Ok(()) => Decision { choice: Choice::Quantize(options.format), reason: Reason::Default },
         Err(reason) => Decision { choice: Choice::Keep, reason },
     })?;
@@ -109,8 +112,8 @@ pub fn quantize(
             if let Some(errors) = &errors {
                 all.merge(errors);
             }
-            let sqnr = errors.map(|errors| errors.sqnr_db()).filter(|sqnr| sqnr.is_finite());
-            tensors.push(TensorReport::new(tensor, Method::Rtn, sqnr));
+            let outcome = Outcome { weights: errors.as_ref().map(Energy::of), ..Outcome::default() };
+            tensors.push(TensorReport::new(tensor, &outcome));
             progress.advance(tensor.source_bytes, &tensor.name);
         }
         writer.finish()?;

@@ -24,9 +24,22 @@
 //! assert_eq!(norm.choice, Choice::Keep);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A [`Method`] says how codes are found, for all tensors or for those of a rule; [`Transforms`] change the basis
+//! of the whole model first; [`Calibration`] says how much of the calibration text is used.
+
+mod error;
+mod method;
+mod options;
+mod presets;
+
+pub use error::RecipeError;
+pub use method::Method;
+pub use options::{Calibration, Rotation, Transforms};
+pub use presets::{Preset, presets};
 
 use crate::{Error, NamePattern};
-use quant_core::Format;
+use quant_core::{Block, Format, Scale};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::fs::File;
@@ -38,44 +51,6 @@ use std::str::FromStr;
 pub const MAX_RECIPE_BYTES: usize = 1 << 20;
 /// Most rules a recipe may have.
 pub const MAX_RULES: usize = 10_000;
-
-/// Why a recipe was refused.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RecipeError {
-    /// The text is longer than [`MAX_RECIPE_BYTES`].
-    #[error("a recipe of {len} bytes is longer than {MAX_RECIPE_BYTES}")]
-    TooLong {
-        /// Bytes given.
-        len: usize,
-    },
-    /// The text is no TOML, has an unknown key, or a value of the wrong kind.
-    #[error("line {line}: {reason}")]
-    Syntax {
-        /// Line of the first mistake, counted from 1.
-        line: usize,
-        /// What is wrong there.
-        reason: String,
-    },
-    /// More rules than [`MAX_RULES`].
-    #[error("{found} rules are more than {MAX_RULES}")]
-    TooManyRules {
-        /// Rules given.
-        found: usize,
-    },
-    /// A rule without a pattern can never apply.
-    #[error("rule {rule} has no pattern to match")]
-    NoPattern {
-        /// Position of the rule, counted from 1.
-        rule: usize,
-    },
-    /// No preset has this name.
-    #[error("no preset is called {name:?}")]
-    UnknownPreset {
-        /// The name that was given.
-        name: String,
-    },
-}
 
 /// What becomes of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,34 +90,6 @@ impl<'de> Deserialize<'de> for Choice {
     }
 }
 
-/// How the codes of a tensor are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Method {
-    /// Round every value to the nearest code. Needs no calibration text.
-    #[default]
-    Rtn,
-}
-
-impl Method {
-    /// Name in recipes and reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rtn => "rtn",
-        }
-    }
-
-    /// Whether the method looks at activations of a calibration text.
-    #[must_use]
-    pub fn needs_calibration(self) -> bool {
-        match self {
-            Self::Rtn => false,
-        }
-    }
-}
-
 /// One rule: the tensors it names and what becomes of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,13 +99,22 @@ pub struct Rule {
     pub patterns: Vec<NamePattern>,
     /// The format, or `"keep"`.
     pub format: Choice,
+    /// How codes are found; what the recipe says for all, if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
 }
 
 impl Rule {
     /// A rule for one pattern.
     #[must_use]
     pub fn new(pattern: NamePattern, format: Choice) -> Self {
-        Self { patterns: vec![pattern], format }
+        Self { patterns: vec![pattern], format, method: None }
+    }
+
+    /// Whether it names a tensor.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(name))
     }
 }
 
@@ -185,9 +141,18 @@ pub struct Recipe {
     /// How codes are found.
     #[serde(default)]
     pub method: Method,
+    /// Format that the inputs of quantized linears are rounded to, one scale a token, while the model runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<Format>,
     /// Whether embeddings, head, norms and routers stay as they are unless a rule names them.
     #[serde(default = "yes", rename = "default-exclusions")]
     pub default_exclusions: bool,
+    /// What is done to the whole model first.
+    #[serde(default, rename = "transform", skip_serializing_if = "Transforms::is_none")]
+    pub transforms: Transforms,
+    /// How much of the calibration text is used.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub calibration: Calibration,
     /// Rules, the first match decides.
     #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -195,6 +160,36 @@ pub struct Recipe {
 
 fn yes() -> bool {
     true
+}
+
+fn is_default(calibration: &Calibration) -> bool {
+    *calibration == Calibration::default()
+}
+
+/// Whether a format rounds each token by itself.
+fn quantizes_tokens(format: &Format) -> bool {
+    let own_scale = !matches!(format.scale, Scale::E4m3(_) | Scale::Double | Scale::None);
+    own_scale && matches!(format.block, Block::Row | Block::Group(_))
+}
+
+/// A rule that decides about no tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdleRule {
+    /// Which, counted from 1.
+    pub rule: usize,
+    /// What it looks for.
+    pub patterns: Vec<NamePattern>,
+    /// Whether rules before it name all tensors that it matches; otherwise it matches none.
+    pub shadowed: bool,
+}
+
+impl fmt::Display for IdleRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let patterns: Vec<String> = self.patterns.iter().map(|pattern| format!("{:?}", pattern.as_str())).collect();
+        let why =
+            if self.shadowed { "decides nothing: rules before it name all it matches" } else { "matches no tensor" };
+        write!(f, "rule {} ({}) {why}", self.rule, patterns.join(", "))
+    }
 }
 
 /// Why a tensor was treated the way it was.
@@ -214,6 +209,8 @@ pub enum Reason {
     Norm,
     /// Its name is that of a router (mixture of experts).
     Router,
+    /// Its name is that of a vector that RWKV multiplies or adds element by element.
+    Multiplier,
     /// It has fewer than two axes: norms, biases, scalars.
     FewAxes,
     /// Its elements are no floats.
@@ -235,6 +232,7 @@ impl fmt::Display for Reason {
             Self::Head => f.write_str("output head"),
             Self::Norm => f.write_str("norm"),
             Self::Router => f.write_str("router"),
+            Self::Multiplier => f.write_str("element-wise multiplier"),
             Self::FewAxes => f.write_str("fewer than two axes"),
             Self::NotFloat => f.write_str("not floats"),
             Self::AlreadyQuantized => f.write_str("already quantized"),
@@ -253,12 +251,13 @@ pub struct Decision {
     pub reason: Reason,
 }
 
-/// Names of tensors that stay as they are by default: Hugging Face's, GPT-2's and GGUF's.
-const EXCLUSIONS: [(Reason, &[&str]); 4] = [
-    (Reason::Embedding, &["*embed*", "*wte.*", "*wpe.*"]),
-    (Reason::Head, &["lm_head.*", "*.lm_head.*", "output.weight"]),
+/// Names of tensors that stay as they are by default: Hugging Face's, GPT-2's, GGUF's and RWKV's.
+const EXCLUSIONS: [(Reason, &[&str]); 5] = [
+    (Reason::Embedding, &["*embed*", "*wte.*", "*wpe.*", "emb.weight", "*.emb.weight"]),
+    (Reason::Head, &["lm_head.*", "*.lm_head.*", "output.weight", "head.weight"]),
     (Reason::Norm, &["*norm*", "*.ln_*", "ln_*"]),
     (Reason::Router, &["*router*", "*.gate.weight", "*shared_expert_gate*", "*ffn_gate_inp*"]),
+    (Reason::Multiplier, &["*.x_?", "*.x_rwkvag", "*.r_k", "*.k_k", "*.k_a", "*.w0", "*.a0", "*.v0"]),
 ];
 
 /// The default exclusions as (what, patterns), for programs that print them.
@@ -272,7 +271,15 @@ impl Recipe {
     /// Every linear in one format; embeddings, head, norms and routers stay.
     #[must_use]
     pub fn uniform(format: Format) -> Self {
-        Self { format: Choice::Quantize(format), method: Method::Rtn, default_exclusions: true, rules: Vec::new() }
+        Self {
+            format: Choice::Quantize(format),
+            method: Method::Rtn,
+            activations: None,
+            default_exclusions: true,
+            transforms: Transforms::default(),
+            calibration: Calibration::default(),
+            rules: Vec::new(),
+        }
     }
 
     /// Reads a recipe.
@@ -280,7 +287,7 @@ impl Recipe {
     /// # Errors
     ///
     /// [`RecipeError::TooLong`], [`RecipeError::Syntax`] with the line of the first mistake (unknown keys
-    /// and unknown formats included), [`RecipeError::TooManyRules`], [`RecipeError::NoPattern`].
+    /// and unknown formats included), and as [`Recipe::validate`].
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
         if text.len() > MAX_RECIPE_BYTES {
             return Err(RecipeError::TooLong { len: text.len() });
@@ -290,13 +297,81 @@ impl Recipe {
             let line = 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
             RecipeError::Syntax { line, reason: error.message().lines().collect::<Vec<_>>().join(", ") }
         })?;
-        if recipe.rules.len() > MAX_RULES {
-            return Err(RecipeError::TooManyRules { found: recipe.rules.len() });
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// Checks what the types leave open.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::TooManyRules`], [`RecipeError::NoPattern`], [`RecipeError::MethodOfKept`],
+    /// [`RecipeError::BadSetting`].
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        if self.rules.len() > MAX_RULES {
+            return Err(RecipeError::TooManyRules { found: self.rules.len() });
         }
-        if let Some(at) = recipe.rules.iter().position(|rule| rule.patterns.is_empty()) {
+        if let Some(at) = self.rules.iter().position(|rule| rule.patterns.is_empty()) {
             return Err(RecipeError::NoPattern { rule: at + 1 });
         }
-        Ok(recipe)
+        if let Some(at) = self.rules.iter().position(|rule| rule.format == Choice::Keep && rule.method.is_some()) {
+            return Err(RecipeError::MethodOfKept { rule: at + 1 });
+        }
+        let bad = |name, value: String, expected| Err(RecipeError::BadSetting { name, value, expected });
+        if let Some(format) = self.activations.filter(|format| !quantizes_tokens(format)) {
+            let expected =
+                "a format whose blocks lie within a token and need no scale of the whole tensor, such as int8";
+            return bad("activations", format.to_string(), expected);
+        }
+        if let Some(alpha) = self.transforms.smooth.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
+            return bad("transform.smooth", alpha.to_string(), "a number from 0 to 1");
+        }
+        if self.calibration.windows == 0 {
+            return bad("calibration.windows", "0".to_owned(), "at least 1");
+        }
+        if self.calibration.tokens < 2 {
+            return bad("calibration.tokens", self.calibration.tokens.to_string(), "at least 2");
+        }
+        Ok(())
+    }
+
+    /// What in it looks at activations, in words: such a recipe needs a calibration text, and no other has a use for one.
+    #[must_use]
+    pub fn looks_at_activations(&self) -> Option<String> {
+        let mut methods = self.rules.iter().filter_map(|rule| rule.method.as_ref()).chain([&self.method]);
+        let method = methods.find(|method| method.needs_calibration());
+        let smoothing = self.transforms.smooth.map(|_| "smoothing".to_owned());
+        method.map(|method| format!("the method {}", method.name())).or(smoothing)
+    }
+
+    /// How the codes of a tensor are found that was decided about for this reason.
+    #[must_use]
+    pub fn method_for(&self, reason: Reason) -> &Method {
+        self.own_method(reason).unwrap_or(&self.method)
+    }
+
+    /// The method that the rule itself names.
+    pub(crate) fn own_method(&self, reason: Reason) -> Option<&Method> {
+        let Reason::Rule(number) = reason else { return None };
+        number.checked_sub(1).and_then(|at| self.rules.get(at)).and_then(|rule| rule.method.as_ref())
+    }
+
+    /// Rules (counted from 1) that decide about none of these tensors, and why.
+    #[must_use]
+    pub fn idle_rules<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<IdleRule> {
+        let mut decides = vec![false; self.rules.len()];
+        for name in names.clone() {
+            if let Some(at) = self.rules.iter().position(|rule| rule.matches(name)) {
+                decides[at] = true;
+            }
+        }
+        let idle = self.rules.iter().zip(decides).enumerate().filter(|(_, (_, decides))| !decides);
+        idle.map(|(at, (rule, _))| IdleRule {
+            rule: at + 1,
+            patterns: rule.patterns.clone(),
+            shadowed: names.clone().any(|name| rule.matches(name)),
+        })
+        .collect()
     }
 
     /// Reads a recipe file; a name without a dot or slash is first looked up among [`presets`].
@@ -330,8 +405,7 @@ impl Recipe {
     /// What becomes of a floating-point tensor of this name and shape.
     #[must_use]
     pub fn decide(&self, name: &str, shape: &[usize]) -> Decision {
-        let named = |rule: &Rule| rule.patterns.iter().any(|pattern| pattern.matches(name));
-        if let Some(at) = self.rules.iter().position(named) {
+        if let Some(at) = self.rules.iter().position(|rule| rule.matches(name)) {
             return Decision { choice: self.rules[at].format, reason: Reason::Rule(at + 1) };
         }
         let keep = |reason| Decision { choice: Choice::Keep, reason };
@@ -348,50 +422,4 @@ impl Recipe {
         }
         Decision { choice: self.format, reason: Reason::Default }
     }
-
-    /// A recipe that comes with the crate.
-    ///
-    /// # Errors
-    ///
-    /// [`RecipeError::UnknownPreset`].
-    pub fn preset(name: &str) -> Result<Self, RecipeError> {
-        let preset = PRESETS.iter().find(|preset| preset.name == name);
-        Self::from_toml(preset.ok_or_else(|| RecipeError::UnknownPreset { name: name.to_owned() })?.toml)
-    }
 }
-
-/// A recipe that comes with the crate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Preset {
-    /// Name that [`Recipe::preset`] and `--recipe` take.
-    pub name: &'static str,
-    /// What it is for, in a few words.
-    pub summary: &'static str,
-    /// The recipe.
-    pub toml: &'static str,
-}
-
-/// The recipes that come with the crate.
-#[must_use]
-pub fn presets() -> &'static [Preset] {
-    &PRESETS
-}
-
-const PRESETS: [Preset; 4] = [
-    Preset { name: "safe", summary: "int8 linears: practically no loss", toml: "format = \"int8\"\n" },
-    Preset {
-        name: "balanced",
-        summary: "4-bit linears in groups of 32; down and value projections in 6-bit MX",
-        toml: include_str!("presets/balanced.toml"),
-    },
-    Preset {
-        name: "small",
-        summary: "4-bit linears in groups of 128, embeddings and head in int8",
-        toml: include_str!("presets/small.toml"),
-    },
-    Preset {
-        name: "tiny",
-        summary: "3-bit linears in groups of 64, embeddings and head in 4 bits",
-        toml: include_str!("presets/tiny.toml"),
-    },
-];

@@ -1,0 +1,93 @@
+//! Tensors that need no calibration, one at a time.
+
+use super::Source;
+use super::outcome::{Energy, Outcome};
+use super::run::Run;
+use crate::encode::{encode, encode_searched, largest_magnitude};
+use crate::plan::{Plan, PlannedTensor};
+use crate::recipe::{Choice, Method};
+use crate::storage::Section;
+use crate::{Error, Progress, StorageLayout};
+use quant_core::metrics::ErrorStats;
+use quant_core::{Format, PackedTensor};
+use std::collections::BTreeMap;
+
+/// Writes tensors that need no calibration.
+pub(super) struct Stream<'a> {
+    source: &'a Source<'a>,
+    plan: &'a Plan,
+    layout: StorageLayout,
+    /// Largest magnitudes of tensors that share a scale.
+    shared: BTreeMap<String, f32>,
+}
+
+impl<'a> Stream<'a> {
+    pub(super) fn new(source: &'a Source<'a>, plan: &'a Plan, layout: StorageLayout) -> Self {
+        Self { source, plan, layout, shared: BTreeMap::new() }
+    }
+
+    /// Writes every tensor that is missing.
+    pub(super) fn write_all(&mut self, run: &mut Run<'_>, progress: &mut dyn Progress) -> Result<(), Error> {
+        for tensor in &self.plan.tensors {
+            self.write(run, tensor)?;
+            progress.advance(tensor.source_bytes, &tensor.name);
+        }
+        Ok(())
+    }
+
+    /// Writes a tensor if it is missing.
+    pub(super) fn write(&mut self, run: &mut Run<'_>, tensor: &PlannedTensor) -> Result<(), Error> {
+        if run.is_done(tensor) {
+            return Ok(());
+        }
+        match tensor.decision.choice {
+            Choice::Keep => {
+                let sections = run.io.time(|| self.source.kept(&tensor.name))?;
+                run.put(tensor, &sections, Outcome::default())?;
+            }
+            Choice::Quantize(format) => {
+                let values = run.io.time(|| self.source.read(&tensor.name))?;
+                let amax = run.io.time(|| self.shared_amax(tensor, format))?;
+                let (sections, errors) = run.packing.time(|| {
+                    let (packed, errors) = round(self.source, tensor, &values, format, amax)?;
+                    drop(values);
+                    Ok::<_, Error>((Section::packed(&tensor.name, &packed, self.layout)?, errors))
+                })?;
+                let outcome = Outcome { weights: Some(Energy::of(&errors)), ..Outcome::default() };
+                run.put(tensor, &sections, outcome)?;
+            }
+        }
+        run.io.time(|| self.source.checkpoint().release_pages());
+        Ok(())
+    }
+
+    /// The largest magnitude of all tensors that share a scale with this one, found when the first of them is written.
+    fn shared_amax(&mut self, tensor: &PlannedTensor, format: Format) -> Result<Option<f32>, Error> {
+        let Some(key) = self.layout.shared_scale(&tensor.name, format) else { return Ok(None) };
+        if let Some(amax) = self.shared.get(&key) {
+            return Ok(Some(*amax));
+        }
+        let mut amax = 0.0_f32;
+        for (other, format) in self.plan.quantized() {
+            if self.layout.shared_scale(&other.name, format).as_ref() == Some(&key) {
+                amax = amax.max(largest_magnitude(&self.source.read(&other.name)?));
+            }
+        }
+        self.shared.insert(key, amax);
+        Ok(Some(amax))
+    }
+}
+
+/// Rounds the values of a tensor by a method that looks at nothing else.
+pub(super) fn round(
+    source: &Source<'_>,
+    tensor: &PlannedTensor,
+    values: &[f32],
+    format: Format,
+    amax: Option<f32>,
+) -> Result<(PackedTensor<'static>, ErrorStats), Error> {
+    match &tensor.method {
+        Method::Mse(clip) => encode_searched(source.path(), &tensor.name, values, &tensor.shape, format, clip),
+        _ => encode(source.path(), &tensor.name, values, &tensor.shape, format, amax),
+    }
+}

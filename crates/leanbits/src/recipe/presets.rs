@@ -1,0 +1,87 @@
+//! The recipes that come with the crate.
+
+use super::{Recipe, RecipeError};
+
+/// A recipe that comes with the crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preset {
+    /// Name that [`Recipe::preset`] and `--recipe` take.
+    pub name: &'static str,
+    /// What it is for, in a few words.
+    pub summary: &'static str,
+    /// The recipe.
+    pub toml: &'static str,
+}
+
+/// The recipes that come with the crate.
+#[must_use]
+pub fn presets() -> &'static [Preset] {
+    &PRESETS
+}
+
+impl Recipe {
+    /// A recipe that comes with the crate.
+    ///
+    /// # Errors
+    ///
+    /// [`RecipeError::UnknownPreset`].
+    pub fn preset(name: &str) -> Result<Self, RecipeError> {
+        let preset = PRESETS.iter().find(|preset| preset.name == name);
+        Self::from_toml(preset.ok_or_else(|| RecipeError::UnknownPreset { name: name.to_owned() })?.toml)
+    }
+}
+
+const PRESETS: [Preset; 12] = [
+    Preset { name: "safe", summary: "int8 linears: practically no loss", toml: "format = \"int8\"\n" },
+    Preset {
+        name: "balanced",
+        summary: "4-bit linears in groups of 32; down and value projections in 6-bit MX",
+        toml: include_str!("../presets/balanced.toml"),
+    },
+    Preset {
+        name: "small",
+        summary: "4-bit linears in groups of 128, embeddings and head in int8",
+        toml: include_str!("../presets/small.toml"),
+    },
+    Preset {
+        name: "tiny",
+        summary: "3-bit linears in groups of 64, embeddings and head in 4 bits",
+        toml: include_str!("../presets/tiny.toml"),
+    },
+    Preset {
+        name: "w4-rtn",
+        summary: "4-bit linears in groups of 128, rounded to nearest",
+        toml: "format = \"int4-g128-asym\"\nmethod = \"rtn\"\n",
+    },
+    Preset {
+        name: "w4-mse",
+        summary: "the same with the range of each group searched",
+        toml: "format = \"int4-g128-asym\"\nmethod = \"mse\"\n",
+    },
+    Preset {
+        name: "w4-gptq",
+        summary: "the same with GPTQ",
+        toml: "format = \"int4-g128-asym\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n",
+    },
+    Preset { name: "w4-awq", summary: "the same with AWQ", toml: "format = \"int4-g128-asym\"\nmethod = \"awq\"\n" },
+    Preset {
+        name: "w3-gptq",
+        summary: "3-bit linears in groups of 128 with GPTQ",
+        toml: "format = \"int3-g128-asym\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n",
+    },
+    Preset {
+        name: "w8a8-smoothquant",
+        summary: "8-bit linears and 8-bit activations, their ranges balanced by SmoothQuant",
+        toml: "format = \"int8\"\nactivations = \"int8\"\n\n[transform]\nsmooth = 0.5\n",
+    },
+    Preset {
+        name: "w4-rotated-gptq",
+        summary: "4-bit linears with one scale a row: rotated, then GPTQ",
+        toml: "format = \"int4-row\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n\n[transform]\nrotate = \"hadamard\"\n",
+    },
+    Preset {
+        name: "nvfp4-gptq",
+        summary: "NVFP4 linears with GPTQ",
+        toml: "format = \"nvfp4\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n",
+    },
+];
