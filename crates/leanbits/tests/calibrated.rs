@@ -75,7 +75,7 @@ fn every_preset_gives_a_folder_that_evaluates() {
         let calibrated = recipe.looks_at_activations().is_some();
         let report = place.compress(&tiny_llama(), preset.name, recipe);
         let kl = place.kl(preset.name);
-        assert!(kl > 0.0 && kl < 0.8, "{}: {kl}", preset.name);
+        assert!(kl > 0.0 && kl < 1.5, "{}: {kl}", preset.name);
         assert_eq!(report.calibration.is_some(), calibrated, "{}", preset.name);
         let linears = report.tensors.iter().filter(|tensor| tensor.name.contains("proj"));
         for linear in linears {
@@ -164,6 +164,27 @@ fn rules_name_methods_and_what_they_say_is_in_the_report() {
     let markdown = String::from_utf8(contents(&place.path("out"))["report.md"].clone()).expect("text");
     for word in ["## Outputs", "## Warnings", "damp = 0.05", "4 windows"] {
         assert!(markdown.contains(word), "{word:?} is missing in\n{markdown}");
+    }
+}
+
+#[test]
+fn mixtures_and_recurrences_take_the_same_way() {
+    let place = Place::new();
+    for (model, windows) in [("tiny-moe", 3), ("tiny-rwkv7", 1)] {
+        let folder = tiny_llama().with_file_name(model);
+        let mut options = place.options(recipe("format = \"int4-g64\"\nmethod = \"gptq\"\n"));
+        (options.recipe.calibration.windows, options.recipe.calibration.tokens) = (windows, 128);
+        let report = compress(&folder, place.path(model), &options, &mut Silent).expect(model);
+        let of = |method: &str| report.tensors.iter().filter(|tensor| tensor.method == method).count();
+        assert!(of("gptq") > 40, "{model}: {} by GPTQ, {} rounded to nearest", of("gptq"), of("rtn"));
+        // What so few tokens do not reach is rounded to nearest, and said.
+        let unseen = report.tensors.iter().filter(|tensor| tensor.calibration_tokens == Some(0));
+        for tensor in unseen {
+            assert!(tensor.method == "rtn" && tensor.note.is_some() && tensor.loss.is_none(), "{tensor:?}");
+        }
+        let options = EvalOptions { tokens: Some(255), against: Some(folder), ..EvalOptions::default() };
+        let found = evaluate(place.path(model), &place.text, &options, &mut Silent).expect(model);
+        assert!(found.against.is_some_and(|against| against.kl > 0.0 && against.kl < 0.5), "{model}: {found:?}");
     }
 }
 
