@@ -192,3 +192,46 @@ pub fn aligned<T>(buffer: &mut [T], len: usize) -> &mut [T] {
     let start = buffer.as_ptr().align_offset(64);
     &mut buffer[start..start + len]
 }
+
+/// Does so many floating-point operations as fused multiply-adds in registers, shared out evenly to the threads of
+/// the current rayon pool.
+pub fn fma_on_all_threads(operations: f64) {
+    let threads = rayon::current_num_threads();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a number of operations"
+    )]
+    let rounds = (operations / threads as f64 / (2.0 * 16.0 * 12.0)) as u64;
+    rayon::broadcast(|_| std::hint::black_box(fma(rounds)));
+}
+
+/// Twelve chains of multiply-adds, 16 lanes each.
+fn fma(rounds: u64) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx512() {
+        // SAFETY: the feature was just detected.
+        return unsafe { fma_avx512(rounds) };
+    }
+    let mut sums = [[0.0_f32; 16]; 12];
+    let (a, b) = std::hint::black_box((0.5_f32, 1.0_f32));
+    for _ in 0..rounds {
+        sums.iter_mut().flatten().for_each(|sum| *sum = *sum * a + b);
+    }
+    sums.iter().flatten().sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn fma_avx512(rounds: u64) -> f32 {
+    let (a, b) = std::hint::black_box((0.5_f32, 1.0_f32));
+    let (a, b) = (_mm512_set1_ps(a), _mm512_set1_ps(b));
+    let mut sums = [_mm512_setzero_ps(); 12];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, a, b);
+        }
+    }
+    sums.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
+}
