@@ -170,10 +170,15 @@ fn sweep_panel<R: ColumnRounder>(
 
 /// The columns of some rows in the order of quantization, one after the other.
 fn gather(weight: ArrayView2<'_, f32>, order: &[usize]) -> Vec<f32> {
+    let mut panel = vec![0.0; weight.nrows() * order.len()];
+    gather_into(weight, order, &mut panel);
+    panel
+}
+
+fn gather_into(weight: ArrayView2<'_, f32>, order: &[usize], panel: &mut [f32]) {
     /// Columns written at a time, so that their cache lines stay.
     const STRIP: usize = 32;
     let rows = weight.nrows();
-    let mut panel = vec![0.0; rows * order.len()];
     for (strip, columns) in panel.chunks_mut(STRIP * rows).zip(order.chunks(STRIP)) {
         for (r, row) in weight.outer_iter().enumerate() {
             for (at, &column) in columns.iter().enumerate() {
@@ -181,7 +186,17 @@ fn gather(weight: ArrayView2<'_, f32>, order: &[usize]) -> Vec<f32> {
             }
         }
     }
-    panel
+}
+
+/// A copy of the transposed matrix, row-major.
+fn transposed(matrix: ArrayView2<'_, f32>) -> Array2<f32> {
+    let (rows, columns) = matrix.dim();
+    let order: Vec<usize> = (0..columns).collect();
+    let mut out = Array2::zeros((columns, rows));
+    if let Some(out) = out.as_slice_mut() {
+        gather_into(matrix, &order, out);
+    }
+    out
 }
 
 /// A range of columns and how it is worked on.
@@ -195,7 +210,10 @@ enum Work {
     /// Column by column, with the span's own block of `U`.
     Columns(Array2<f32>),
     /// First the left half, then its updates to the right half through `U[left, right]`, then the right half.
-    Halves { left: Box<Span>, upper: Array2<f32>, right: Box<Span> },
+    ///
+    /// The block of `U` is held transposed: what a sum of the product runs over lies side by side. Rows of `U` as they
+    /// are would be read across, a few values a page, and made the products three times as slow.
+    Halves { left: Box<Span>, transposed: Array2<f32>, right: Box<Span> },
 }
 
 /// Where spans are cut.
@@ -207,14 +225,12 @@ struct Cuts<'a> {
 
 impl Cuts<'_> {
     fn span(&self, range: Range<usize>) -> Span {
-        let part =
-            |from: &Range<usize>, to: &Range<usize>| blocks::part(self.upper, from.clone(), to.clone()).to_owned();
         let work = match self.cut(&range) {
-            None => Work::Columns(part(&range, &range)),
+            None => Work::Columns(blocks::part(self.upper, range.clone(), range.clone()).to_owned()),
             Some(middle) => {
                 let (left, right) = (range.start..middle, middle..range.end);
-                let upper = part(&left, &right);
-                Work::Halves { left: Box::new(self.span(left)), upper, right: Box::new(self.span(right)) }
+                let transposed = transposed(blocks::part(self.upper, left.clone(), right.clone()));
+                Work::Halves { left: Box::new(self.span(left)), transposed, right: Box::new(self.span(right)) }
             }
         };
         Span { is_group: self.is_group(&range), range, work }
@@ -254,23 +270,23 @@ impl Pass {
         }
         match &span.work {
             Work::Columns(upper) => self.columns(span.range.start, upper.view(), values, rounder),
-            Work::Halves { left, upper, right } => {
+            Work::Halves { left, transposed, right } => {
                 let (errors, later) = values.split_at_mut(left.range.len() * self.rows);
                 self.span(left, errors, rounder)?;
-                self.update(later, upper.view(), errors);
+                self.update(later, transposed.view(), errors);
                 self.span(right, later, rounder)
             }
         }
     }
 
     /// `later −= Uᵀ · errors`, all columns of the right half at once.
-    fn update(&self, later: &mut [f32], upper: ArrayView2<'_, f32>, errors: &[f32]) {
-        let (from, to) = upper.dim();
+    fn update(&self, later: &mut [f32], transposed: ArrayView2<'_, f32>, errors: &[f32]) {
+        let (to, from) = transposed.dim();
         let errors = ArrayView2::from_shape((from, self.rows), errors);
         let later = ArrayViewMut2::from_shape((to, self.rows), later);
         debug_assert!(errors.is_ok() && later.is_ok(), "a span holds its columns times the rows of the panel");
         if let (Ok(errors), Ok(later)) = (errors, later) {
-            quant_linalg::add_matmul(later, -1.0, upper.t(), errors);
+            quant_linalg::add_matmul(later, -1.0, transposed, errors);
         }
     }
 
