@@ -4,7 +4,7 @@
 //! one beside the floor and a plain peer; `-- --table` prints the table alone.
 
 use criterion::Criterion;
-use leanbits_benches::{floors, weights};
+use leanbits_benches::{floors, process_seconds, weights};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_core::{BlockParams, Format, FormatGrid, Grid, Shaped};
 use std::hint::black_box;
@@ -67,31 +67,36 @@ fn criterion() {
     criterion.final_summary();
 }
 
-/// Every case once a round, the least seconds of each: other programs only ever add.
+/// A name and what it stands for.
+type Case<'a> = (&'static str, Box<dyn FnMut() + 'a>);
+
+/// Every case once a round, the least seconds of each, by the cores' time and by the clock: other programs only ever
+/// add.
 fn table(w: &[f32], factor: &Factor, threads: usize) {
     let hessian = Hessian::Factored(factor.clone());
     // One multiplication and one addition for each pair of columns and each row.
     #[expect(clippy::cast_precision_loss, reason = "sizes of benchmarks")]
     let flops = (LARGE * LARGE * LARGE) as f64;
-    let mut cases: Vec<(&str, Box<dyn FnMut() + '_>)> = vec![
+    let mut cases: Vec<Case<'_>> = vec![
         ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
         ("int4-g128", Box::new(|| ours(w, &hessian, Format::INT4_G128, LARGE))),
         ("int4-g128-asym", Box::new(|| ours(w, &hessian, Format::INT4_G128_ASYM, LARGE))),
         ("plain peer, int4-g128", Box::new(|| plain(w, factor))),
     ];
-    let mut seconds = vec![f64::INFINITY; cases.len()];
+    let mut seconds = vec![(f64::INFINITY, f64::INFINITY); cases.len()];
     for _ in 0..ROUNDS {
-        for ((_, run), least) in cases.iter_mut().zip(&mut seconds) {
-            let started = Instant::now();
+        for ((_, run), (cores, clock)) in cases.iter_mut().zip(&mut seconds) {
+            let (before, started) = (process_seconds(), Instant::now());
             run();
-            *least = least.min(started.elapsed().as_secs_f64());
+            *cores = cores.min(process_seconds() - before);
+            *clock = clock.min(started.elapsed().as_secs_f64());
         }
     }
     println!(
-        "\nGPTQ columns of {LARGE} × {LARGE}, given the factor, {threads} thread(s)\n\n| | s | × floor |\n|---|---:|---:|"
+        "\nGPTQ columns of {LARGE} × {LARGE}, given the factor, {threads} thread(s)\n\n| | CPU s | × floor | s |\n|---|---:|---:|---:|"
     );
-    for ((name, _), time) in cases.iter().zip(&seconds) {
-        println!("| {name} | {time:.2} | {:.2} |", time / seconds[0]);
+    for ((name, _), (cores, clock)) in cases.iter().zip(&seconds) {
+        println!("| {name} | {cores:.2} | {:.2} | {clock:.2} |", cores / seconds[0].0);
     }
 }
 

@@ -125,15 +125,30 @@ fn faster_half(samples: &mut [f64]) -> f64 {
 /// Seconds that this thread has had a core; on systems that do not tell, seconds.
 fn thread_seconds() -> f64 {
     #[cfg(unix)]
-    {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is a place for the answer.
-        if unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) } == 0 {
-            #[expect(clippy::cast_precision_loss, reason = "seconds of a process")]
-            return time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
-        }
+    if let Some(seconds) = clock(libc::CLOCK_THREAD_CPUTIME_ID) {
+        return seconds;
     }
     START.elapsed().as_secs_f64()
+}
+
+/// Seconds that the threads of this process have had cores, all together; on systems that do not tell, seconds.
+#[must_use]
+pub fn process_seconds() -> f64 {
+    #[cfg(unix)]
+    if let Some(seconds) = clock(libc::CLOCK_PROCESS_CPUTIME_ID) {
+        return seconds;
+    }
+    START.elapsed().as_secs_f64()
+}
+
+#[cfg(unix)]
+fn clock(id: libc::clockid_t) -> Option<f64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a place for the answer.
+    let result = unsafe { libc::clock_gettime(id, &raw mut time) };
+    #[expect(clippy::cast_precision_loss, reason = "seconds of a process")]
+    let seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
+    (result == 0).then_some(seconds)
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
