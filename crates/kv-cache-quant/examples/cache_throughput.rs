@@ -1,6 +1,6 @@
 //! Prints what appending and attending cost: one thread, 8 key-value heads of 128 read by 32 query heads.
 //!
-//! `cargo run --release -p kv-cache-quant --example throughput [TOKENS]`
+//! `cargo run --release -p kv-cache-quant --example cache_throughput [TOKENS]`
 
 use kv_cache_quant::*;
 use std::sync::Arc;
