@@ -1,7 +1,8 @@
 //! What a change must pass: the same on a laptop and on the server.
 //!
-//! The workspace is tested in the release profile, because tests run real models; the crates below the
-//! models are tested a second time in the dev profile, where integer overflow panics.
+//! The workspace is tested in the release profile, because tests run real models; lints and documentation use it too, so
+//! that build scripts and macros are compiled once. The crates that read files are tested a second time in the dev
+//! profile, where integer overflow panics.
 
 use crate::{Failure, docs, study};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,7 +27,9 @@ const STEPS: &[Step] = &[
     Step {
         name: "clippy",
         summary: "no warnings in any target with any feature",
-        run: |ci| ci.cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
+        run: |ci| {
+            ci.cargo(&["clippy", "--release", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
+        },
     },
     Step { name: "rustdoc", summary: "the documentation builds without warnings", run: |ci| ci.rustdoc() },
     Step { name: "build", summary: "the workspace builds", run: |ci| ci.cargo(&["build", "--release", "--workspace"]) },
@@ -39,7 +42,8 @@ const STEPS: &[Step] = &[
         name: "demo",
         summary: "the demonstration runs",
         run: |ci| {
-            ci.cargo(&["run", "--release", "--package", "leanbits", "--", "demo", "--svg", "target/leanbits-demo.svg"])
+            // By the name of the program, so that features are those of the whole workspace, which is built by now.
+            ci.cargo(&["run", "--release", "--bin", "leanbits", "--", "demo", "--svg", "target/leanbits-demo.svg"])
         },
     },
     Step {
@@ -126,7 +130,7 @@ impl Ci<'_> {
     }
 
     fn rustdoc(&self) -> Result<Counts, Failure> {
-        self.cargo_with(&["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))
+        self.cargo_with(&["doc", "--release", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))
     }
 
     fn test(&self, args: &[&str]) -> Result<Counts, Failure> {
