@@ -3,11 +3,11 @@
 //! A stretch is decoded into a small buffer, used, and forgotten; the cache is never decoded as a whole.
 
 use crate::cache::QuantizedKv;
+use crate::codec::Cskv;
 use crate::layer::KvCacheLayer;
-use crate::side::{Chunk, Side};
+use crate::side::Chunk;
 use crate::{Error, KvRows, Positions, Stream, kernels};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Which tokens a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -58,6 +58,7 @@ pub struct Workspace {
     rows: Vec<f32>,
     scores: Vec<f32>,
     fresh: Vec<f32>,
+    latents: Vec<f32>,
 }
 
 /// Elements of rows below which one thread is faster.
@@ -127,11 +128,15 @@ impl Block<'_> {
     fn scores(&self, workspace: &mut Workspace) -> Result<(), Error> {
         let geometry = self.cache.geometry;
         let total = self.positions.len();
-        let Workspace { rows, scores, fresh } = workspace;
+        let Workspace { rows, scores, fresh, .. } = workspace;
         scores.clear();
         scores.resize(self.queries.len() / geometry.dim_k * total, 0.0);
-        let turn = |tokens: Range<usize>, keys: &mut [f32]| self.cache.turn(keys, &self.positions[tokens]);
-        self.sweep(&self.cache.keys, geometry.key_width(), rows, turn, |first, keys| self.dot(keys, first, scores))?;
+        let decode = |chunk: &Chunk, keys: &mut [f32]| {
+            self.cache.keys.decode(chunk, self.cache.stage, keys)?;
+            self.cache.turn(keys, &self.positions[chunk.tokens.clone()])
+        };
+        let chunks = self.cache.keys.chunks();
+        self.sweep(&chunks, geometry.key_width(), rows, decode, |first, keys| self.dot(keys, first, scores))?;
         self.dot(fresh, self.cache.len(), scores);
         Ok(())
     }
@@ -186,13 +191,59 @@ impl Block<'_> {
     /// `out[query, q_head] = Σ weights · v`.
     fn weigh(&self, fresh: &[f32], workspace: &mut Workspace, out: &mut [f32]) -> Result<(), Error> {
         let geometry = self.cache.geometry;
-        let Workspace { rows, scores, .. } = workspace;
+        let side = &self.cache.values;
+        let mut chunks = side.chunks();
         out.fill(0.0);
-        let keep = |_: Range<usize>, _: &mut [f32]| Ok(());
-        self.sweep(&self.cache.values, geometry.value_width(), rows, keep, |first, values| {
+        if let Some(codec) = side.codec().latent().filter(|codec| self.sums_latents(codec)) {
+            let (sealed, exact) = chunks.into_iter().partition::<Vec<_>, _>(Chunk::is_sealed);
+            self.weigh_latents(codec, &sealed, workspace, out)?;
+            chunks = exact;
+        }
+        let Workspace { rows, scores, .. } = workspace;
+        let decode = |chunk: &Chunk, values: &mut [f32]| side.decode(chunk, self.cache.stage, values);
+        self.sweep(&chunks, geometry.value_width(), rows, decode, |first, values| {
             self.add(values, first, scores, out);
         })?;
         self.add(fresh, self.cache.len(), scores, out);
+        Ok(())
+    }
+
+    /// Whether adding up latents and rebuilding the sum takes fewer products than rebuilding rows and adding those up:
+    /// always for one query, not for many.
+    fn sums_latents(&self, codec: &Cskv) -> bool {
+        let geometry = self.cache.geometry;
+        let (width, sums) = (codec.adapter().width(), self.queries.len() / geometry.dim_k);
+        sums * width <= width * geometry.value_width() + sums * geometry.dim_v
+    }
+
+    /// The part of `Σ weights · v` that sealed tokens have, `v = latent · B + shift`: the latents are added up first.
+    fn weigh_latents(
+        &self,
+        codec: &Cskv,
+        sealed: &[Chunk],
+        workspace: &mut Workspace,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let (geometry, total) = (self.cache.geometry, self.positions.len());
+        let Workspace { rows, scores, latents: sums, .. } = workspace;
+        let width = codec.adapter().width();
+        sums.clear();
+        sums.resize(scores.len() / total * width, 0.0);
+        let decode = |chunk: &Chunk, out: &mut [f32]| self.cache.values.decode_latents(chunk, codec, out);
+        self.sweep(sealed, width, rows, decode, |first, latents| {
+            let each = |(weights, sums): (&[f32], &mut [f32])| {
+                kernels::add_rows(&weights[first..], latents, width, sums);
+            };
+            if self.on_threads(latents.len()) {
+                scores.par_chunks_exact(total).zip(sums.par_chunks_exact_mut(width)).for_each(each);
+            } else {
+                scores.chunks_exact(total).zip(sums.chunks_exact_mut(width)).for_each(each);
+            }
+        })?;
+        let tokens = sealed.first().map_or(0, |chunk| chunk.tokens.start)..sealed.last().map_or(0, |c| c.tokens.end);
+        let masses: Vec<f32> = scores.chunks_exact(total).map(|weights| weights[tokens.clone()].iter().sum()).collect();
+        let head = |index| index % geometry.q_heads / geometry.group();
+        codec.expand(sums, &masses, geometry.dim_v, head, out);
         Ok(())
     }
 
@@ -216,18 +267,19 @@ impl Block<'_> {
         elements >= LEAST_ELEMENTS && rayon::current_num_threads() > 1
     }
 
-    /// Decodes the stretches of a stream, as many at a time as there are threads, and hands on the rows of consecutive
-    /// tokens with the first of them. What is done with a row does not depend on how many come together.
+    /// Decodes stretches of a stream, in their order but with gaps between, as many at a time as there are threads, and
+    /// hands on the rows of consecutive tokens with the first of them. What is done with a row does not depend on how
+    /// many come together.
     fn sweep(
         &self,
-        side: &Side,
+        chunks: &[Chunk],
         width: usize,
         rows: &mut Vec<f32>,
-        finish: impl Fn(Range<usize>, &mut [f32]) -> Result<(), Error> + Sync,
+        decode: impl Fn(&Chunk, &mut [f32]) -> Result<(), Error> + Sync,
         mut hand_on: impl FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
-        let chunks = side.chunks();
-        for some in chunks.chunks(rayon::current_num_threads().max(1)) {
+        let runs = chunks.chunk_by(|a, b| a.tokens.end == b.tokens.start);
+        for some in runs.flat_map(|run| run.chunks(rayon::current_num_threads().max(1))) {
             let first = some[0].tokens.start;
             let count: usize = some.iter().map(|chunk| chunk.tokens.len()).sum();
             rows.resize(count * width, 0.0);
@@ -238,15 +290,11 @@ impl Block<'_> {
                 parts.push((chunk, part));
                 rest = after;
             }
-            let decode = |(chunk, part): (&Chunk, &mut [f32])| {
-                side.decode(chunk, self.cache.stage, part)?;
-                finish(chunk.tokens.clone(), part)
-            };
             if self.on_threads(count * width) {
-                let failed = parts.into_par_iter().find_map_first(|part| decode(part).err());
+                let failed = parts.into_par_iter().find_map_first(|(chunk, part)| decode(chunk, part).err());
                 failed.map_or(Ok(()), Err)?;
             } else {
-                parts.into_iter().try_for_each(decode)?;
+                parts.into_iter().try_for_each(|(chunk, part)| decode(chunk, part))?;
             }
             hand_on(first, rows);
         }

@@ -175,6 +175,9 @@ pub enum Error {
     /// Reading or writing failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// A decomposition of calibration data was refused.
+    #[error(transparent)]
+    Linalg(#[from] quant_linalg::Error),
     /// No widths fit the budget.
     #[error(transparent)]
     Allocation(#[from] bit_allocation::Error),

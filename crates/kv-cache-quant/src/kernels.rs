@@ -43,6 +43,9 @@ macro_rules! for_each_isa {
 const LANES: usize = 16;
 /// Outputs that are summed in registers over all rows.
 const BLOCK: usize = 32;
+/// Rows and columns of a product that are summed in registers.
+const TILE_ROWS: usize = 4;
+const TILE_COLUMNS: usize = 32;
 
 for_each_isa! {
     /// `scores[t] = scale · query · keys[t·stride..]` for every row `t`.
@@ -85,6 +88,39 @@ for_each_isa! {
         for (row, &weight) in values.chunks(stride).zip(weights) {
             let columns = done..out.len();
             out[columns.clone()].iter_mut().zip(&row[columns]).for_each(|(sum, v)| *sum += weight * v);
+        }
+    }
+}
+
+for_each_isa! {
+    /// `out = rows · matrix` for rows of `matrix.len() / columns` elements: each element is one sum, in order.
+    fn multiply_rows(rows: &[f32], matrix: &[f32], columns: usize, out: &mut [f32]) {
+        let inner = matrix.len() / columns;
+        for (rows, out) in rows.chunks(TILE_ROWS * inner).zip(out.chunks_mut(TILE_ROWS * columns)) {
+            let count = rows.len() / inner;
+            for first in (0..columns).step_by(TILE_COLUMNS) {
+                let wide = TILE_COLUMNS.min(columns - first);
+                let mut sums = [[0.0_f32; TILE_COLUMNS]; TILE_ROWS];
+                if count == TILE_ROWS && wide == TILE_COLUMNS {
+                    let ((a, b), (c, d)) = (rows.split_at(2 * inner).0.split_at(inner), rows[2 * inner..].split_at(inner));
+                    for (k, line) in matrix.chunks_exact(columns).enumerate() {
+                        let Some(line) = line[first..].first_chunk::<TILE_COLUMNS>() else { break };
+                        let x = [a[k], b[k], c[k], d[k]];
+                        sums.iter_mut().zip(x).for_each(|(sums, x)| {
+                            sums.iter_mut().zip(line).for_each(|(sum, y)| *sum += x * y);
+                        });
+                    }
+                } else {
+                    for (row, sums) in rows.chunks_exact(inner).zip(&mut sums) {
+                        for (x, line) in row.iter().zip(matrix.chunks_exact(columns)) {
+                            sums.iter_mut().zip(&line[first..first + wide]).for_each(|(sum, y)| *sum += x * y);
+                        }
+                    }
+                }
+                for (out, sums) in out.chunks_exact_mut(columns).zip(&sums) {
+                    out[first..first + wide].copy_from_slice(&sums[..wide]);
+                }
+            }
         }
     }
 }
@@ -202,7 +238,9 @@ mod tests {
                 add_rows(&scores, &rows, stride, &mut out);
                 let mut turned = rows.clone();
                 hadamard(&mut turned, 1 << stride.trailing_zeros());
-                (scores, out, turned)
+                let mut product = vec![0.0; 9 * 2 * 45];
+                multiply_rows(&numbers(9 * 2 * dim), &numbers(2 * dim * 90), 90, &mut product);
+                (scores, out, turned, product)
             };
             let expected = with_isa(Isa::Portable, run);
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {

@@ -1,4 +1,4 @@
-//! One quantized key-value cache, many codecs: SKVQ, PM-KVQ, WKVQuant, KIVI; attention on the packed cache.
+//! One quantized key-value cache, many codecs: SKVQ, PM-KVQ, WKVQuant, KIVI, CSKV; attention on the packed cache.
 //!
 //! A [`Codec`] turns rows of keys or values into bytes. [`QuantizedKv`] is the state machine around any two of them,
 //! one layer of one sequence: it appends, attends, rolls back, evicts, forks, saves, and stays within a budget. Engines
@@ -29,6 +29,7 @@
 //! | [`Mapped`] with [`Hadamard`] or [`ChannelAffine`] | rotated, centred, SmoothQuant-style |
 //! | [`Skvq`] | SKVQ: reordered channels, clipped ranges, FP8 scales, ternary codes |
 //! | [`PmKvq`] | PM-KVQ: 16 → 8 → 4 → 2 bits in place, budgets by layer |
+//! | [`Cskv`] | CSKV and ASVD: latents of fewer channels, in any of the codecs |
 //! | [`TwoDimConfig`] | WKVQuant: static by channel, dynamic by token; past-only attention by [`Attention::fresh`] |
 //!
 //! [`KvMethod`] makes any of them from a name such as `rotated:int4-min` or `skvq:2/ternary`.
@@ -58,9 +59,10 @@ pub use attend::{Attention, Mask, Workspace};
 pub use batch::KvBatch;
 pub use cache::{KeyStorage, KvPolicy, QuantizedKv};
 pub use codec::{
-    ChannelAffine, ChannelFormat, ClipMode, Codec, Hadamard, KiviConfig, Levels, Mapped, MetaFormat, Plain, PmKvq,
-    PmKvqConfig, Projection, ReorderPlan, RowMap, Sensitivity, Skvq, SkvqConfig, TokenFormat, TwoDimConfig, UnitBytes,
-    Width, fold_key_scales, fold_values, layer_bytes, search_clip, shrink_code, stretched_positions,
+    Adapter, ChannelAffine, ChannelFormat, ClipMode, Codec, Cskv, Hadamard, KiviConfig, LatentCode, LatentWidth,
+    Levels, Mapped, MetaFormat, Plain, PmKvq, PmKvqConfig, Projection, ReorderPlan, RowMap, Sensitivity, Skvq,
+    SkvqConfig, TokenFormat, TwoDimConfig, UnitBytes, Width, fold_key_scales, fold_values, layer_bytes, search_clip,
+    shrink_code, stretched_positions,
 };
 pub use error::{Error, Stream};
 pub use geometry::{KvGeometry, KvRows};

@@ -1,8 +1,8 @@
 //! Methods by name: what a command line, a recipe or a configuration file says.
 
 use crate::codec::{
-    ChannelAffine, ClipMode, Codec, Hadamard, KiviConfig, Levels, Mapped, MetaFormat, Plain, PmKvqConfig, ReorderPlan,
-    Skvq, SkvqConfig, TokenFormat, TwoDimConfig, search_clip,
+    ChannelAffine, ClipMode, Codec, Hadamard, KiviConfig, LatentCode, Levels, Mapped, MetaFormat, Plain, PmKvqConfig,
+    ReorderPlan, Skvq, SkvqConfig, TokenFormat, TwoDimConfig, search_clip,
 };
 use crate::{Error, FullPrecision, KeyStorage, KvGeometry, KvPolicy, QuantizedKv, Stream};
 use quant_core::Format;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 /// | `kivi:2` | KIVI, groups of 32 |
 /// | `2d:4` | WKVQuant's two-dimensional quantization, groups of 128 |
 /// | `skvq:2`, `skvq:ternary` | SKVQ, groups of 128 on average, E4M3 scales |
+/// | `cskv:0.5`, `cskv:16`, `cskv:0.2@int4-min` | CSKV: latents of half the channels, of 16 a head; quantized |
+/// | `cskv-block:0.2@int4-min` | the same with blocks of 32 tokens, keys by channel in them, in place of a window |
 /// | `pm-kvq` | PM-KVQ, as far down as the policy's budget asks |
 ///
 /// `keys/values` gives the two streams parameters of their own: `int8/int4-g32`, `kivi:4/2`, `skvq:2/ternary`.
@@ -53,6 +55,10 @@ pub enum KvMethod {
     TwoDim(Pair<u8>),
     /// SKVQ at these levels. Needs statistics, and rows to search clip factors on; without rows they are 0.92.
     Skvq(Pair<Levels>),
+    /// CSKV behind a window. Needs statistics with rows, best of keys before the rotary turn.
+    Cskv(Pair<LatentCode>),
+    /// CSKV in blocks.
+    CskvBlock(Pair<LatentCode>),
     /// PM-KVQ.
     PmKvq,
 }
@@ -129,7 +135,10 @@ impl KvMethod {
     /// Whether [`KvMethod::cache`] needs statistics.
     #[must_use]
     pub fn needs_statistics(&self) -> bool {
-        matches!(self, Self::Centred(_) | Self::Smooth(_) | Self::TwoDim(_) | Self::Skvq(_))
+        matches!(
+            self,
+            Self::Centred(_) | Self::Smooth(_) | Self::TwoDim(_) | Self::Skvq(_) | Self::Cskv(_) | Self::CskvBlock(_)
+        )
     }
 
     /// The policy the method is published with: SKVQ has a window of 128 and five sinks, PM-KVQ one sink.
@@ -138,6 +147,8 @@ impl KvMethod {
         match self {
             Self::Plain => KvPolicy { precision: FullPrecision::F32, ..KvPolicy::default() },
             Self::Skvq(_) => KvPolicy { window: 128, sinks: 5, ..KvPolicy::default() },
+            Self::Cskv(_) => Pair::policy(false),
+            Self::CskvBlock(_) => Pair::policy(true),
             Self::PmKvq => KvPolicy { sinks: 1, ..KvPolicy::default() },
             _ => KvPolicy::default(),
         }
@@ -196,6 +207,8 @@ impl KvMethod {
                 let affine = ChannelAffine::from_moments(&statistics()?.mean, &statistics()?.deviation)?;
                 Arc::new(TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() }.codec(heads, dim, affine)?)
             }
+            Self::Cskv(codes) => Arc::new(codes.of(stream).codec(stream, heads, dim, false, statistics()?)?),
+            Self::CskvBlock(codes) => Arc::new(codes.of(stream).codec(stream, heads, dim, true, statistics()?)?),
             Self::Skvq(levels) => Arc::new(skvq(*levels.of(stream), statistics()?)?),
         })
     }
@@ -250,6 +263,8 @@ impl fmt::Display for KvMethod {
             Self::Kivi(pair) => write!(f, "kivi:{pair}"),
             Self::TwoDim(pair) => write!(f, "2d:{pair}"),
             Self::Skvq(pair) => write!(f, "skvq:{pair}"),
+            Self::Cskv(pair) => write!(f, "cskv:{pair}"),
+            Self::CskvBlock(pair) => write!(f, "cskv-block:{pair}"),
             Self::PmKvq => f.write_str("pm-kvq"),
         }
     }
@@ -263,7 +278,8 @@ impl FromStr for KvMethod {
             what: "method of a key-value cache",
             found: format!("`{name}`"),
             supported: "f32, FORMAT, rotated:FORMAT, centred:FORMAT, smooth:FORMAT, kivi:BITS, 2d:BITS, skvq:BITS, \
-                        skvq:ternary, pm-kvq; keys/values where they differ",
+                        skvq:ternary, cskv:WIDTH, cskv:WIDTH@FORMAT, cskv-block:…, pm-kvq; keys/values where they \
+                        differ",
         };
         let formats = |text: &str| parse_pair(text, |part| Ok(part.parse::<Format>()?));
         let bits = |text: &str| {
@@ -284,6 +300,8 @@ impl FromStr for KvMethod {
             Some(("smooth", rest)) => Self::Smooth(formats(rest)?),
             Some(("kivi", rest)) => Self::Kivi(bits(rest)?),
             Some(("2d", rest)) => Self::TwoDim(bits(rest)?),
+            Some(("cskv", rest)) => Self::Cskv(parse_pair(rest, str::parse)?),
+            Some(("cskv-block", rest)) => Self::CskvBlock(parse_pair(rest, str::parse)?),
             Some(("skvq", rest)) => Self::Skvq(levels(rest)?),
             Some(_) => return Err(unknown()),
         })

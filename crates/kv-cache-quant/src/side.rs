@@ -3,7 +3,7 @@
 //! In the order of tokens: `sinks | sealed | waiting + window`. Of `T` tokens after the sinks,
 //! `⌊max(T − window, 0) / unit⌋ · unit` are sealed, however they arrived: one by one, all at once, or in any pieces.
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Cskv};
 use crate::pages::Pages;
 use crate::ring::Ring;
 use crate::{ByteReport, Error, KvPolicy, Stream};
@@ -37,6 +37,12 @@ pub(crate) struct Prepared {
 pub(crate) struct Chunk {
     pub(crate) tokens: Range<usize>,
     place: Place,
+}
+
+impl Chunk {
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(self.place, Place::Page(_))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +215,12 @@ impl Side {
             }
         }
         Ok(())
+    }
+
+    /// The latents of a stretch of sealed tokens, `[tokens, width of a latent]`.
+    pub(crate) fn decode_latents(&self, chunk: &Chunk, codec: &Cskv, out: &mut [f32]) -> Result<(), Error> {
+        let Place::Page(page) = chunk.place else { return Ok(()) };
+        Ok(codec.open_latents(self.pages.page_bytes(page, self.unit_bytes(0)), out)?)
     }
 
     /// Decodes any range of tokens.

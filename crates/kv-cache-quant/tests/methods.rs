@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use kv_cache_quant::*;
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 18] = [
     "f32",
     "f16",
     "int4-g32-min",
@@ -19,6 +19,10 @@ const NAMES: [&str; 14] = [
     "2d:4/2",
     "skvq:2",
     "skvq:2/ternary",
+    "cskv:0.5",
+    "cskv:60/0.875",
+    "cskv:1.0@int4-min/0.9@int8",
+    "cskv-block:1.0@int4-min/0.9@int8-g32",
     "pm-kvq",
 ];
 
@@ -44,7 +48,9 @@ fn every_name_prints_as_it_was_parsed_and_makes_a_cache_that_works() {
         append(&mut cache, &data, 0..300);
         let (keys, values) = decoded(&cache);
         let error = relative_mse(&data.0, &keys, g.key_width()).max(relative_mse(&data.1, &values, g.value_width()));
-        assert!(error < 0.3, "{name}: {error}");
+        // Of channels that have nothing in common, latents lose their share.
+        let worst = if name.starts_with("cskv") { 0.6 } else { 0.3 };
+        assert!(error < worst, "{name}: {error}");
         let without = method.cache(g, KeyStorage::PostRope, method.policy(), None);
         match without {
             Ok(_) => assert!(!method.needs_statistics(), "{name}"),
@@ -66,7 +72,23 @@ fn statistics_of_rows_are_what_they_say() {
 
 #[test]
 fn names_that_mean_nothing_are_refused() {
-    for name in ["", "kivi", "kivi:0", "kivi:9", "kivi:2/", "skvq:ternar", "2d:4/x", "turbo:3", "rotated:nothing"] {
+    for name in [
+        "",
+        "kivi",
+        "kivi:0",
+        "kivi:9",
+        "kivi:2/",
+        "skvq:ternar",
+        "2d:4/x",
+        "turbo:3",
+        "rotated:nothing",
+        "cskv:",
+        "cskv:0.1234",
+        "cskv:2.0",
+        "cskv:0.5@",
+        "cskv:0.5@nothing",
+        "cskv:-1",
+    ] {
         assert!(name.parse::<KvMethod>().is_err(), "`{name}`");
     }
     let text = "turbo:3".parse::<KvMethod>().unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 mod affine;
 mod channel;
+mod cskv;
 mod hadamard;
 mod kivi;
 mod map;
@@ -13,6 +14,7 @@ mod wkvquant;
 
 pub use affine::ChannelAffine;
 pub use channel::ChannelFormat;
+pub use cskv::{Adapter, Cskv, LatentCode, LatentWidth};
 pub use hadamard::Hadamard;
 pub use kivi::KiviConfig;
 pub use map::{Mapped, RowMap};
@@ -87,6 +89,12 @@ pub trait Codec: Debug + Send + Sync {
     /// Bytes of static data: permutations, scales of channels.
     fn auxiliary_bytes(&self) -> u64 {
         0
+    }
+
+    /// For codecs that keep latents from which rows are rebuilt linearly: what attention needs to add up latents in place
+    /// of rows.
+    fn latent(&self) -> Option<&Cskv> {
+        None
     }
 
     /// Everything that decoding depends on, for the header of saved caches: the name, the configuration and, where

@@ -117,12 +117,28 @@ pub(crate) fn cases() -> Vec<Case> {
             let rotated = Mapped::new(Arc::new(Hadamard::new(h, d).unwrap()), int4(h, d)).unwrap();
             Arc::new(Mapped::new(Arc::new(ChannelAffine::remove_mean(&mean).unwrap()), Arc::new(rotated)).unwrap())
         }),
+        case("cskv", window, 0.6, |h, d| Arc::new(halves(h, d, "0.5", false))),
+        case("cskv of 4 bits", KvPolicy::default(), 0.6, |h, d| Arc::new(halves(h, d, "0.5@int4-min", false))),
+        case("cskv in blocks", KvPolicy { sinks: 3, ..KvPolicy::default() }, 0.6, |h, d| {
+            Arc::new(halves(h, d, "0.5@int4-min", true))
+        }),
         skvq("skvq", Levels::Bits(2), 0.5),
         skvq("skvq ternary", Levels::Ternary, 0.7),
         case("pm-kvq", KvPolicy { sinks: 1, ..KvPolicy::default() }, 1e-6, |h, d| {
             Arc::new(PmKvq::new(h, d, PmKvqConfig { residual: 16, ..PmKvqConfig::default() }).unwrap())
         }),
     ]
+}
+
+/// CSKV whose latents are sums of neighbouring channels.
+pub(crate) fn halves(heads: usize, dim: usize, code: &str, blocks: bool) -> Cskv {
+    let (channels, width) = (heads * dim, heads * dim / 2);
+    let weight =
+        |latent: usize, channel: usize| if channel / 2 == latent { std::f32::consts::FRAC_1_SQRT_2 } else { 0.0 };
+    let rebuild: Vec<f32> = (0..width * channels).map(|i| weight(i / channels, i % channels)).collect();
+    let compress: Vec<f32> = (0..width * channels).map(|i| weight(i % width, i / width)).collect();
+    let adapter = Adapter::new(&compress, &rebuild, vec![0.0; channels], width, FullPrecision::F32).unwrap();
+    code.parse::<LatentCode>().unwrap().codec_of(Stream::Keys, heads, dim, blocks, Arc::new(adapter)).unwrap()
 }
 
 /// SKVQ with a plan from the statistics of such rows.
