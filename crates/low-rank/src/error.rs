@@ -140,6 +140,14 @@ pub enum Error {
         /// Its score.
         score: f64,
     },
+    /// Training took a wrong turn.
+    #[error("the loss is {loss} after pass {epoch}; a smaller learning rate may help")]
+    Diverged {
+        /// Pass, from 0.
+        epoch: usize,
+        /// The loss.
+        loss: f64,
+    },
     /// A tensor, a format or a product was refused.
     #[error(transparent)]
     Core(#[from] quant_core::Error),

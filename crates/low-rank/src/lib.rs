@@ -1,4 +1,4 @@
-//! Low-rank compression of linears: SVD, ASVD, SVD-LLM, FWSVD, Palu; with factors that may be quantized.
+//! Low-rank compression of linears: SVD, ASVD, SVD-LLM, FWSVD, Palu, CSKV; with factors that may be quantized.
 //!
 //! A weight `W` `[out, in]` becomes `A B` with `A` `[out, rank]` and `B` `[rank, in]`. All methods truncate a scaled weight,
 //! `D W S = U Σ Vᵀ`, and differ in the scales:
@@ -41,6 +41,7 @@
 //! | [`correct`] | two factors for the error of a quantized weight |
 //! | [`strs`](fn@strs) | ranks for all layers from measured sensitivities, the search of the ASVD paper |
 //! | [`options`], [`allocate`], [`realize`] | one plan a layer under a budget of bytes, from output errors in closed form |
+//! | [`KvAdapter`], [`train`](fn@train) | CSKV: narrow latents for a cache of keys and values, and their quantization-aware training |
 //! | [`allocate_ranks`], [`refit_left`], [`fold_hadamard`], [`fold_output`] | further steps of Palu and SVD-LLM |
 //!
 //! # Promises
@@ -56,6 +57,7 @@ mod any_method;
 mod asvd;
 mod calibration;
 mod correction;
+mod cskv;
 mod decompose;
 mod error;
 mod factor;
@@ -74,6 +76,7 @@ pub use any_method::AnyMethod;
 pub use asvd::{Asvd, ScaleSource};
 pub use calibration::Calibration;
 pub use correction::{Corrected, CorrectionReport, correct};
+pub use cskv::{CacheWidth, KvAdapter, LatentFormat, Optimizer, TrainLog, Training, train};
 pub use decompose::{Compressed, Decomposition, Method, Report, SigmaFuse, Solver, Truncation};
 pub use error::Error;
 pub use factor::{DenseLinear, Factor, Storage};

@@ -15,7 +15,7 @@
 
 use crate::codec::{ChannelFormat, Codec, Plain, TokenFormat, UnitBytes, check_heads, fingerprint};
 use crate::{Error, FullPrecision, KvPolicy, Pair, Stream, StreamStatistics, kernels};
-use ndarray::{Array2, ArrayView2, Axis, Slice};
+use ndarray::{Array1, Array2, ArrayView2, Axis, Slice};
 use quant_core::{Block, Format};
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +25,8 @@ use std::sync::Arc;
 const WINDOW: usize = 32;
 /// Seed of the rotation of latents that are to be quantized.
 const ROTATION_SEED: u64 = 0;
+/// Deviations of latents below this share of the largest are raised to it before they are divided by.
+const LEAST_DEVIATION: f64 = 1e-4;
 /// Squared singular values of `B` below this share of the largest are taken for zero.
 const LEAST: f64 = 1e-12;
 
@@ -101,8 +103,10 @@ impl Adapter {
     /// directions in which they vary most. With `W` the projection, `G` the Gram matrix of its inputs and no mean this is
     /// the whitened optimum `truncate(W G^½)`, seen from its outputs.
     ///
-    /// With `rotation`, latents are turned by a random orthogonal matrix of that seed: all of them vary alike then, so
-    /// that groups of them can share a range.
+    /// With `rotation`, for latents that are to be quantized, both maps take the root of each deviation `σ`, and latents are
+    /// turned by a random orthogonal matrix of that seed. All of them vary alike then and errors in all count the same, the
+    /// best that linear maps can do against uniform rounding: it costs in proportion to `(Σ σ)²/width`, where
+    /// orthonormal directions have `Σ σ²`. The two maps are different matrices then, and without it one.
     ///
     /// # Errors
     ///
@@ -125,12 +129,17 @@ impl Adapter {
         // Eigenvalues ascend: the last columns, the largest first.
         let mut basis = eigen.vectors.slice_axis(Axis(1), Slice::from(channels.saturating_sub(width)..)).to_owned();
         basis.invert_axis(Axis(1));
-        if let Some(seed) = rotation {
-            basis = quant_linalg::matmul(basis.view(), quant_linalg::random_orthogonal(basis.ncols(), seed)?.view());
-        }
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
-        let shift = mean.iter().map(|&x| x as f32).collect();
-        Self::tied(&narrow(basis.t()), shift, width, precision)
+        let shift: Vec<f32> = mean.iter().map(|&x| x as f32).collect();
+        let Some(seed) = rotation else { return Self::tied(&narrow(basis.t()), shift, width, precision) };
+        let deviations = eigen.values.iter().rev().take(width).map(|value| value.max(0.0).sqrt());
+        let mut roots: Array1<f64> = deviations.collect();
+        let largest = roots.first().copied().filter(|&largest| largest > 0.0).unwrap_or(1.0);
+        roots.mapv_inplace(|deviation| (deviation / largest).max(LEAST_DEVIATION).sqrt());
+        let turn = quant_linalg::random_orthogonal(basis.ncols(), seed)?;
+        let compress = quant_linalg::matmul((&basis / &roots).view(), turn.view());
+        let rebuild = quant_linalg::matmul(turn.t(), (basis * &roots).t());
+        Self::new(&narrow(compress.view()), &narrow(rebuild.view()), shift, width, precision)
     }
 
     /// Channels of a row.
