@@ -225,6 +225,20 @@ pub enum Error {
         /// The model folder.
         path: PathBuf,
     },
+    /// A key-value cache refused a model or its rows.
+    #[error("the cache {what}: {source}")]
+    KvCache {
+        /// The method.
+        what: String,
+        /// Why.
+        source: Box<kv_cache_quant::Error>,
+    },
+    /// The model keeps no keys and values.
+    #[error("{}: a recurrent model, which has no key-value cache", path.display())]
+    NoKvCache {
+        /// The model folder.
+        path: PathBuf,
+    },
     /// A report could not be put into JSON.
     #[error("cannot write JSON: {source}")]
     Json {
@@ -298,6 +312,11 @@ impl Error {
             Self::Transform { .. } => "leave [transform] out of the recipe",
             Self::OutOfRange { .. } => "use --dtype bf16 or --dtype f32",
             Self::NoBos { .. } => "leave --bos out",
+            Self::KvCache { source, .. } if matches!(**source, kv_cache_quant::Error::Allocation(_)) => {
+                "give a larger budget, or a smaller context"
+            }
+            Self::KvCache { .. } => "`leanbits kv --help` lists the codecs",
+            Self::NoKvCache { .. } => "its state has the same size for any context",
             Self::Layout { .. } => {
                 "use --layout leanbits, or a format such as int4-g128, int8, fp8-e4m3, mxfp4 or nvfp4"
             }

@@ -146,13 +146,13 @@ fn report(score: Score, context: usize, bytes: u64, against: Option<AgainstRepor
 }
 
 /// A decoder and the bytes its folder stores.
-struct Loaded {
-    decoder: Decoder,
+pub(crate) struct Loaded {
+    pub(crate) decoder: Decoder,
     bytes: u64,
 }
 
 impl Loaded {
-    fn open(folder: &Path) -> Result<Self, Error> {
+    pub(crate) fn open(folder: &Path) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(folder)?;
         let config = Config::from_folder(folder)?;
         let bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();

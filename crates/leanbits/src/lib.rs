@@ -26,6 +26,7 @@
 //! | [`evaluate`] | model folder, text | perplexity; KL divergence and agreement with another model |
 //! | [`quantize`] | file or folder | one safetensors file with packed tensors |
 //! | [`dequantize`] | leanbits, GGUF, compressed-tensors | floats that any tool loads |
+//! | [`kv()`] | model folder, text | what quantized key-value caches cost |
 //! | [`inspect`] | file or folder | shapes, formats, ranges, outliers, formats that suit |
 //! | [`demo()`] | the embedded model | what each format costs |
 //! | [`formats`] | | the named formats in words |
@@ -35,6 +36,7 @@
 //! report to a [`Progress`].
 #![forbid(unsafe_code)]
 
+pub use kv_cache_quant;
 pub use quant_core as core;
 pub use quant_io as io;
 pub use quant_models as models;
@@ -49,6 +51,7 @@ mod evaluate;
 mod formats;
 mod glob;
 mod inspect;
+mod kv;
 mod picture;
 mod plan;
 mod progress;
@@ -72,10 +75,11 @@ pub use inspect::{
     Distribution, InspectOptions, InspectReport, OUTLIER_SIGMAS, Suitable, TRIAL_ELEMENTS, TensorInfo, Trial, inspect,
     suitable_formats,
 };
+pub use kv::{KvBytes, KvLayerSchedule, KvOptions, KvReference, KvReport, KvRow, KvShrink, kv, usual_codecs};
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    Calibration, Choice, Decision, IdleRule, MAX_RECIPE_BYTES, MAX_RULES, Method, Preset, Reason, Recipe, RecipeError,
-    Rotation, Rule, Transforms, default_exclusions, presets,
+    Calibration, Choice, Decision, IdleRule, KeyPlace, KvCacheChoice, MAX_RECIPE_BYTES, MAX_RULES, Method, Preset,
+    Reason, Recipe, RecipeError, Rotation, Rule, Transforms, default_exclusions, presets,
 };
 pub use report::{CompressReport, RuleLine, RunCost, TensorReport};
 pub use storage::StorageLayout;

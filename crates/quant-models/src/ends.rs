@@ -114,7 +114,11 @@ impl Hidden {
     }
 
     /// Rows of several passes, one after the other.
-    pub(crate) fn join(parts: &[Self]) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`] when the tensor library fails, as it does for rows of different widths.
+    pub fn join(parts: &[Self]) -> Result<Self, Error> {
         let width = parts.first().map_or(0, |part| part.0.width());
         let mut rows = Vec::with_capacity(parts.iter().map(Self::rows).sum::<usize>() * width);
         for part in parts {

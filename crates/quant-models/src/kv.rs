@@ -39,6 +39,18 @@ pub struct KvRows<'a> {
     pub values: &'a [f32],
 }
 
+/// One token on its way through attention and into a cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KvStep<'a> {
+    /// The token's queries, `[q_heads, dim_k]`, after the rotary turn. Query head `h` reads key-value head
+    /// `h / (q_heads / kv_heads)`.
+    pub queries: &'a [f32],
+    /// Its keys and values.
+    pub new: KvRows<'a>,
+    /// Tokens it looks back on, itself included; all if `None`.
+    pub window: Option<usize>,
+}
+
 /// Buffers a cache may decode into; one for all layers, so that nothing is allocated per step.
 #[derive(Clone, Debug, Default)]
 pub struct KvScratch {
@@ -54,6 +66,10 @@ pub struct KvScratch {
 /// generates, many when it reads a prompt, also onto a cache that is not empty — and lets attention
 /// read what comes back. That is the whole contract, so a cache is free to keep codes, to hand the new
 /// tokens back in full precision, or to keep a full-precision window.
+///
+/// A cache that computes attention on its codes says so with [`KvCache::attends`]. It is then given the tokens of a pass
+/// one after the other, layer by layer: reading a text at once is then the same as decoding it token by token, with all
+/// linears still applied to the whole pass.
 pub trait KvCache: Debug + Send {
     /// Tokens held.
     fn len(&self) -> usize;
@@ -69,6 +85,22 @@ pub trait KvCache: Debug + Send {
     ///
     /// Whatever the cache cannot do; nothing may have been added then.
     fn append<'a>(&'a mut self, new: KvRows<'_>, scratch: &'a mut KvScratch) -> Result<KvRows<'a>, BoxError>;
+
+    /// Whether it brings attention of its own; [`KvCache::attend`] is then called in place of [`KvCache::append`].
+    fn attends(&self) -> bool {
+        false
+    }
+
+    /// Attention of one token over the tokens held and itself, into `out` `[q_heads, dim_v]`; then adds the token. Scores
+    /// are scaled by `1/√dim_k`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the cache cannot do. As long as it is not written, that it has no attention of its own.
+    fn attend(&mut self, step: KvStep<'_>, out: &mut [f32]) -> Result<(), BoxError> {
+        let _ = (step, out);
+        Err("the cache has no attention of its own".into())
+    }
 
     /// Forgets all tokens.
     fn reset(&mut self);
@@ -289,6 +321,25 @@ impl KvState {
             return Err(error(format!("gave back {keys} key and {values} value elements for {tokens} tokens").into()));
         }
         Ok(rows)
+    }
+
+    /// Whether a layer's cache computes attention itself.
+    pub(crate) fn attends(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(|cache| cache.attends())
+    }
+
+    /// Lets one layer's cache attend from one token and add it.
+    pub(crate) fn attend(&mut self, layer: usize, step: KvStep<'_>, out: &mut [f32]) -> Result<(), Error> {
+        let error = |source: BoxError| Error::Cache { layer, source };
+        let Some(cache) = self.layers.get_mut(layer) else {
+            return Err(error("there is no such layer".into()));
+        };
+        let before = cache.len();
+        cache.attend(step, out).map_err(error)?;
+        match cache.len() {
+            after if after == before + 1 => Ok(()),
+            after => Err(error(format!("holds {after} tokens after one was added to {before}").into())),
+        }
     }
 }
 

@@ -107,7 +107,7 @@ pub use decoder::Decoder;
 pub use ends::{Embedding, Head, Hidden};
 pub use error::{BoxError, Error};
 pub use generate::{Generate, Sampler, Sampling, generate};
-pub use kv::{KvCache, KvGeometry, KvRows, KvScratch, KvState, PlainKvCache, RecurrentState};
+pub use kv::{KvCache, KvGeometry, KvRows, KvScratch, KvState, KvStep, PlainKvCache, RecurrentState};
 pub use layer::Layer;
 pub use layers::Layers;
 pub use observe::{KeyValues, Observer};

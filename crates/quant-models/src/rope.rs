@@ -166,6 +166,18 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
+    /// Cosines `[positions, pairs]`, the attention factor included, from the table's first position on.
+    #[must_use]
+    pub fn cosines(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Sines, likewise.
+    #[must_use]
+    pub fn sines(&self) -> &[f32] {
+        &self.sin
+    }
+
     /// Turns one token's heads in place: `x` is row-major `[heads, head_dim]`.
     ///
     /// # Panics

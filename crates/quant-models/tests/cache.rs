@@ -4,7 +4,9 @@ mod common;
 
 use common::{all_logits, config, largest_difference, random_model, some_tokens};
 use quant_models::eval::{Recording, Stepwise, WindowOptions, Windows};
-use quant_models::{BoxError, Decoder, Error, KvCache, KvGeometry, KvRows, KvScratch, KvState, PlainKvCache, Tokens};
+use quant_models::{
+    BoxError, Decoder, Error, KvCache, KvGeometry, KvRows, KvScratch, KvState, KvStep, PlainKvCache, Tokens,
+};
 use serde_json::{Value, json};
 
 /// Logits of a text read in parts of these sizes.
@@ -227,4 +229,73 @@ fn bad_tokens_are_errors_that_name_their_place() {
     assert!(matches!(error, Error::EmptySequence { index: 1 }), "{error}");
     let error = model.extend(&[], &mut KvState::plain(model.config()), None).unwrap_err();
     assert!(matches!(error, Error::EmptySequence { index: 0 }), "{error}");
+}
+
+/// A cache that attends by itself: plain rows, sums in f64.
+#[derive(Debug)]
+struct Attending {
+    geometry: KvGeometry,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl KvCache for Attending {
+    fn len(&self) -> usize {
+        self.keys.len() / self.geometry.key_width()
+    }
+
+    fn append<'a>(&'a mut self, _new: KvRows<'_>, _scratch: &'a mut KvScratch) -> Result<KvRows<'a>, BoxError> {
+        Err("attends by itself".into())
+    }
+
+    fn attends(&self) -> bool {
+        true
+    }
+
+    fn attend(&mut self, step: KvStep<'_>, out: &mut [f32]) -> Result<(), BoxError> {
+        let KvGeometry { kv_heads, q_heads, dim_k, dim_v } = self.geometry;
+        self.keys.extend_from_slice(step.new.keys);
+        self.values.extend_from_slice(step.new.values);
+        let first = step.window.map_or(0, |window| self.len().saturating_sub(window));
+        for (head, (q, out)) in step.queries.chunks_exact(dim_k).zip(out.chunks_exact_mut(dim_v)).enumerate() {
+            let kv = head / (q_heads / kv_heads);
+            let key = |t: usize| &self.keys[(t * kv_heads + kv) * dim_k..][..dim_k];
+            let score = |t| q.iter().zip(key(t)).map(|(a, b)| f64::from(a * b)).sum::<f64>() / (dim_k as f64).sqrt();
+            let weights: Vec<f64> = (first..self.len()).map(|t| score(t).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for (d, out) in out.iter_mut().enumerate() {
+                let value = |t: usize| f64::from(self.values[(t * kv_heads + kv) * dim_v + d]);
+                let mixed = (first..self.len()).zip(&weights).map(|(t, w)| w * value(t)).sum::<f64>() / sum;
+                #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+                let rounded = mixed as f32;
+                *out = rounded;
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.keys.clear();
+        self.values.clear();
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_cache_that_attends_by_itself_is_given_token_after_token() {
+    for changes in variants() {
+        let model = random_model(&config(changes.clone()), 1);
+        let tokens = some_tokens(41, 40, 1);
+        let whole = all_logits(&model, &tokens);
+        for sizes in [&[1][..], &[41], &[3, 1, 9]] {
+            let make = |_, geometry| Box::new(Attending { geometry, keys: vec![], values: vec![] }) as Box<dyn KvCache>;
+            let mut cache = KvState::with(model.config(), make);
+            let parts = in_parts(&model, &tokens, sizes, &mut cache);
+            let difference = largest_difference(&whole, &parts);
+            assert!(difference < 3e-5, "{changes} cut at {sizes:?} differs by {difference}");
+        }
+    }
 }

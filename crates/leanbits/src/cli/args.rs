@@ -1,5 +1,6 @@
 //! The command line.
 
+use super::kv::Kv;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use leanbits::NamePattern;
 use quant_core::Format;
@@ -46,6 +47,7 @@ pub(crate) enum Verb {
     Dequantize(Dequantize),
     Compress(Compress),
     Eval(Eval),
+    Kv(Kv),
     Inspect(Inspect),
 }
 

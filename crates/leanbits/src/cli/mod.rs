@@ -1,6 +1,7 @@
 //! The program: arguments in, library calls, tables or JSON out.
 
 mod args;
+mod kv;
 mod output;
 mod progress;
 mod verbs;
@@ -42,6 +43,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::Dequantize(args) => verbs::dequantize(&args, json, &mut reporter),
         Verb::Compress(args) => verbs::compress(&args, json, &mut reporter),
         Verb::Eval(args) => verbs::eval(&args, json, &mut reporter),
+        Verb::Kv(args) => kv::kv(&args, json, &mut reporter),
         Verb::Inspect(args) => verbs::inspect(&args, json, &mut reporter),
     };
     leanbits::Progress::end(&mut reporter);

@@ -67,7 +67,11 @@ pub(crate) fn usage_failure(error: &clap::Error) -> Failure {
         }
     }
     let formats = message.contains("--format");
+    let codecs = message.contains("--codec");
     let hint = tip.unwrap_or_else(|| {
+        if codecs && message.contains("invalid value") {
+            return "`leanbits kv --help` lists the codecs".to_owned();
+        }
         if formats && message.contains("invalid value") {
             "`leanbits formats` lists the named formats".to_owned()
         } else {

@@ -13,9 +13,9 @@ use std::path::Path;
 
 /// The windows that a method sees.
 #[derive(Clone, Debug)]
-pub(super) struct Windows {
-    pub(super) texts: Vec<Vec<u32>>,
-    pub(super) report: CalibrationReport,
+pub(crate) struct Windows {
+    pub(crate) texts: Vec<Vec<u32>>,
+    pub(crate) report: CalibrationReport,
 }
 
 /// What a model was calibrated on.
@@ -35,7 +35,7 @@ pub struct CalibrationReport {
 
 impl Windows {
     /// Cuts a text into windows and draws those that are used.
-    pub(super) fn open(model: &Path, config: &Config, text: &Path, wanted: &Calibration) -> Result<Self, Error> {
+    pub(crate) fn open(model: &Path, config: &Config, text: &Path, wanted: &Calibration) -> Result<Self, Error> {
         let bytes = std::fs::read(text).map_err(|source| Error::file(text, "read", source))?;
         let bos = match wanted.bos {
             true => Some(config.bos.ok_or_else(|| Error::NoBos { path: model.to_owned() })?),

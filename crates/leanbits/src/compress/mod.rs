@@ -28,6 +28,7 @@ mod stream;
 mod structure;
 
 pub use calibration::CalibrationReport;
+pub(crate) use calibration::Windows;
 pub(crate) use folder::activations;
 pub(crate) use outcome::{Energy, Outcome};
 pub(crate) use source::Source;
@@ -39,7 +40,6 @@ use crate::report::{CompressReport, RunCost, TensorReport, rule_lines};
 use crate::storage::StorageLayout;
 use crate::usage::peak_rss_bytes;
 use crate::{Error, Progress};
-use calibration::Windows;
 use prepare::Prepared;
 use serde::Serialize;
 use std::path::{Path, PathBuf};

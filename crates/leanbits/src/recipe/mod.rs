@@ -29,11 +29,13 @@
 //! of the whole model first; [`Calibration`] says how much of the calibration text is used.
 
 mod error;
+mod kv_cache;
 mod method;
 mod options;
 mod presets;
 
 pub use error::RecipeError;
+pub use kv_cache::{KeyPlace, KvCacheChoice};
 pub use method::Method;
 pub use options::{Calibration, Rotation, Transforms};
 pub use presets::{Preset, presets};
@@ -153,6 +155,9 @@ pub struct Recipe {
     /// How much of the calibration text is used.
     #[serde(default, skip_serializing_if = "is_default")]
     pub calibration: Calibration,
+    /// The key-value cache that the compressed model runs with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<KvCacheChoice>,
     /// Rules, the first match decides.
     #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -278,6 +283,7 @@ impl Recipe {
             default_exclusions: true,
             transforms: Transforms::default(),
             calibration: Calibration::default(),
+            kv_cache: None,
             rules: Vec::new(),
         }
     }
@@ -325,6 +331,9 @@ impl Recipe {
         }
         if let Some(alpha) = self.transforms.smooth.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
             return bad("transform.smooth", alpha.to_string(), "a number from 0 to 1");
+        }
+        if let Some(kv_cache) = &self.kv_cache {
+            kv_cache.validate()?;
         }
         if self.calibration.windows == 0 {
             return bad("calibration.windows", "0".to_owned(), "at least 1");

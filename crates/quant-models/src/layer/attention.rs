@@ -2,14 +2,14 @@
 
 use super::attend::Attend;
 use super::{End, Link, Pass, Place, again};
-use crate::kv::KvRows;
+use crate::kv::{KvRows, KvStep};
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::observe::KeyValues;
 use crate::ops::{self, Rows};
 use crate::slot::{Role, Slot};
 use crate::vector::Vector;
-use crate::{Config, Error};
+use crate::{Config, Error, KvState};
 
 #[derive(Clone, Debug)]
 pub(super) struct Attention {
@@ -130,6 +130,14 @@ impl Attention {
             let (q, k, v) = (q.part(rows.clone())?, k.part(rows.clone())?, v.part(rows.clone())?);
             match &mut pass.memory {
                 None => attend.fresh(q.tensor(), k.tensor(), v.tensor(), &mut out)?,
+                Some(memory) if memory.attends(pass.layer) => q.read(|queries| {
+                    k.read(|keys| {
+                        v.read(|values| {
+                            let tokens = Tokens { queries, keys, values };
+                            attend_by_cache(memory, pass.layer, &attend, tokens, &mut out)
+                        })
+                    })
+                })????,
                 Some(memory) => k.read(|keys| {
                     v.read(|values| {
                         let past = memory.append(pass.layer, geometry, KvRows { keys, values })?;
@@ -141,6 +149,35 @@ impl Attention {
         let mixed = Rows::new(out, config.heads * config.head_dim)?;
         self.o.forward(&mixed, again(&mut pass.observer))
     }
+}
+
+/// Queries, keys and values of consecutive tokens.
+struct Tokens<'a> {
+    queries: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+/// Gives tokens one after the other to a cache that computes attention itself.
+fn attend_by_cache(
+    memory: &mut KvState,
+    layer: usize,
+    attend: &Attend,
+    tokens: Tokens<'_>,
+    out: &mut Vec<f32>,
+) -> Result<(), Error> {
+    let geometry = attend.geometry;
+    let width = geometry.q_heads * geometry.dim_v;
+    let queries = tokens.queries.chunks_exact(geometry.q_heads * geometry.dim_k);
+    let keys = tokens.keys.chunks_exact(geometry.key_width());
+    let values = tokens.values.chunks_exact(geometry.value_width());
+    for (queries, (keys, values)) in queries.zip(keys.zip(values)) {
+        let at = out.len();
+        out.resize(at + width, 0.0);
+        let step = KvStep { queries, new: KvRows { keys, values }, window: attend.window };
+        memory.attend(layer, step, &mut out[at..])?;
+    }
+    Ok(())
 }
 
 /// Turns the heads of each token by its position.

@@ -1,0 +1,134 @@
+//! Statistics of keys and values over a calibration text.
+
+use crate::Error;
+use crate::models::{Config, Decoder, KeyValues, Observer};
+use crate::recipe::KeyPlace;
+use kv_cache_quant::{Pair, StreamStatistics};
+use quant_calib::{KvStatistics, KvStream, Needs, Statistics};
+
+/// First tokens of every text that are left out: attention rests on them, and their keys and values are unlike others.
+const SINKS: usize = 4;
+/// Tokens that are run together.
+const BATCH_TOKENS: usize = 2048;
+
+/// What calibration says about one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LayerStatistics {
+    pub(crate) before: Option<StreamStatistics>,
+    pub(crate) after: Option<StreamStatistics>,
+    pub(crate) values: StreamStatistics,
+}
+
+impl LayerStatistics {
+    /// Keys as they are kept, and values; `None` where they were not gathered.
+    pub(crate) fn pair(&self, keys: KeyPlace) -> Option<Pair<StreamStatistics>> {
+        let keys = match keys {
+            KeyPlace::AfterRope => &self.after,
+            KeyPlace::BeforeRope => &self.before,
+        };
+        keys.clone().map(|keys| Pair { keys, values: self.values.clone() })
+    }
+}
+
+/// Adds up what flows into the caches.
+pub(crate) struct Gather {
+    layers: Vec<KvStatistics>,
+    refused: Option<(usize, quant_calib::Error)>,
+}
+
+impl Gather {
+    /// Of all layers of a model, with a sample of `rows` tokens of each.
+    pub(crate) fn new(config: &Config, rows: usize) -> Result<Self, Error> {
+        let needs = Needs { channels: true, ..Needs::reservoir(rows) };
+        let of = |layer| {
+            let refused = |source| Error::Calibration { what: cache_of(layer), source };
+            KvStatistics::new(config.kv_heads, config.head_dim, &needs).map_err(refused)
+        };
+        Ok(Self { layers: (0..config.layers).map(of).collect::<Result<_, _>>()?, refused: None })
+    }
+
+    /// What was gathered.
+    pub(crate) fn finish(self) -> Result<Vec<LayerStatistics>, Error> {
+        if let Some((layer, source)) = self.refused {
+            return Err(Error::Calibration { what: cache_of(layer), source });
+        }
+        let of = |kv: &KvStatistics| LayerStatistics {
+            before: Some(statistics(kv.stream(KvStream::KeysBeforeRope))),
+            after: Some(statistics(kv.stream(KvStream::KeysAfterRope))),
+            values: statistics(kv.stream(KvStream::Values)),
+        };
+        Ok(self.layers.iter().map(of).collect())
+    }
+}
+
+fn cache_of(layer: usize) -> String {
+    format!("the key-value cache of layer {layer}")
+}
+
+impl Observer for Gather {
+    fn input(&mut self, _slot: &str, _features: usize, _input: &[f32]) {}
+
+    fn key_values(&mut self, rows: &KeyValues<'_>) {
+        let Some(kv) = self.layers.get_mut(rows.layer) else { return };
+        let (keys, values) = (rows.geometry.key_width(), rows.geometry.value_width());
+        let streams = [
+            (KvStream::KeysBeforeRope, rows.keys_before_turn, keys),
+            (KvStream::KeysAfterRope, rows.keys, keys),
+            (KvStream::Values, rows.values, values),
+        ];
+        for (stream, rows_of, width) in streams {
+            let kept = rows.positions.iter().zip(rows_of.chunks_exact(width)).filter(|(at, _)| **at >= SINKS);
+            let kept: Vec<f32> = kept.flat_map(|(_, row)| row).copied().collect();
+            if let Err(error) = kv.add(stream, &kept) {
+                self.refused.get_or_insert((rows.layer, error));
+            }
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounded to f32 once")]
+fn statistics(of: &Statistics) -> StreamStatistics {
+    let narrow = |values: Vec<f64>| values.into_iter().map(|x| x as f32).collect();
+    let rows = of.reservoir().map(quant_calib::Reservoir::rows).unwrap_or_default();
+    match of.channels() {
+        None => StreamStatistics { rows, ..StreamStatistics::default() },
+        Some(seen) => StreamStatistics {
+            min: seen.min().to_vec(),
+            max: seen.max().to_vec(),
+            mean: narrow(seen.mean()),
+            deviation: narrow(seen.variance().into_iter().map(f64::sqrt).collect()),
+            rows,
+        },
+    }
+}
+
+/// Runs a model that is in memory over texts.
+pub(crate) fn run(
+    decoder: &Decoder,
+    texts: &[Vec<u32>],
+    rows: usize,
+    mut done: impl FnMut(usize),
+) -> Result<Vec<LayerStatistics>, Error> {
+    let mut gather = Gather::new(decoder.config(), rows)?;
+    for batch in batches(texts) {
+        decoder.hidden(&batch, Some(&mut gather))?;
+        done(batch.iter().map(|text| text.len()).sum());
+    }
+    gather.finish()
+}
+
+fn batches(texts: &[Vec<u32>]) -> Vec<Vec<&[u32]>> {
+    let mut batches: Vec<Vec<&[u32]>> = Vec::new();
+    let mut held = usize::MAX;
+    for text in texts {
+        if held.saturating_add(text.len()) > BATCH_TOKENS {
+            batches.push(Vec::new());
+            held = 0;
+        }
+        held += text.len();
+        if let Some(batch) = batches.last_mut() {
+            batch.push(text);
+        }
+    }
+    batches
+}

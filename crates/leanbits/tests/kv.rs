@@ -1,0 +1,176 @@
+//! `kv`.
+
+mod common;
+
+use common::{heldout, run, tiny_llama, write_llama};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The second half of the held-out text, for calibration.
+fn other_text(folder: &Path) -> PathBuf {
+    let text = std::fs::read(heldout()).expect("the held-out text");
+    let path = folder.join("other.txt");
+    std::fs::write(&path, &text[text.len() / 2..]).expect("a file");
+    path
+}
+
+fn kv(model: &Path, more: &[&str]) -> Vec<OsString> {
+    let mut arguments = args!["kv", model.to_owned(), "--text", heldout()].to_vec();
+    arguments.extend(more.iter().map(OsString::from));
+    arguments
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn row<'a>(report: &'a Value, codec: &str) -> &'a Value {
+    let rows = report["rows"].as_array().expect("rows");
+    rows.iter().find(|row| row["codec"] == codec).unwrap_or_else(|| panic!("no row {codec} in {report}"))
+}
+
+#[test]
+fn a_full_precision_cache_changes_nothing_and_fewer_bits_change_more() {
+    let codecs = "f32,int8,int4-min,int2-min,rotated:int4-min";
+    let report = run(kv(&tiny_llama(), &["--codec", codecs, "--context", "192", "--tokens", "382", "--json"])).json();
+    for key in [
+        "codec",
+        "bits_nominal",
+        "bytes_per_token",
+        "perplexity",
+        "kl",
+        "attn_err_mean",
+        "attn_err_worst_head",
+        "attend_speedup_vs_f16",
+        "append_gb_s",
+    ] {
+        assert!(!row(&report, "int8")[key].is_null(), "{key} of {report}");
+    }
+    let plain = row(&report, "f32");
+    assert!(number(&plain["kl"]) < 1e-7, "{plain}");
+    assert_eq!(number(&plain["attn_err_worst_head"]), 0.0, "{plain}");
+    let reference = number(&report["reference"]["perplexity"]);
+    assert!((number(&plain["perplexity"]) / reference - 1.0).abs() < 1e-5, "{plain} beside {reference}");
+    for key in ["kl", "attn_err_mean"] {
+        let of = |codec| number(&row(&report, codec)[key]);
+        assert!(of("int8") < of("int4-min") / 4.0, "{key}: {report}");
+        assert!(of("int4-min") < of("int2-min") / 2.0, "{key}: {report}");
+        assert!(of("rotated:int4-min") < of("int4-min"), "{key}: {report}");
+    }
+    // 5 layers of 2 · 128 elements, 4 bits and 32 bits a head of 64.
+    let four = row(&report, "int4-min");
+    assert_eq!(number(&four["bits_nominal"]), 4.5, "{four}");
+    for length in ["1k", "8k", "32k"] {
+        let bytes = number(&four["bytes_per_token"][length]);
+        assert!((720.0..750.0).contains(&bytes), "{bytes} at {length}");
+    }
+}
+
+#[test]
+fn windows_and_sinks_are_counted_and_help() {
+    let run = |more: &[&str]| {
+        let base = ["--codec", "int2-min", "--context", "128", "--tokens", "254", "--json"];
+        run(kv(&tiny_llama(), &[&base, more].concat())).json()["rows"][0].clone()
+    };
+    let (without, with) = (run(&[]), run(&["--window", "64", "--sinks", "4"]));
+    assert!(number(&with["kl"]) < 0.5 * number(&without["kl"]), "{with} beside {without}");
+    let more = number(&with["bytes_per_token"]["1k"]) - number(&without["bytes_per_token"]["1k"]);
+    // 68 tokens of 5 · 256 elements have 16 instead of 2.5 bits.
+    assert!((more - 68.0 * 1280.0 * 13.5 / 8.0 / 1024.0).abs() < 2.0, "{more} bytes a token more");
+}
+
+#[test]
+fn keys_before_the_rotary_turn_give_the_same_attention() {
+    let codec = ["--codec", "f32", "--context", "96", "--tokens", "95", "--json", "--pre-rope"];
+    let report = run(kv(&tiny_llama(), &codec)).json();
+    assert!(number(&report["rows"][0]["kl"]) < 1e-6, "{report}");
+    assert!(number(&report["rows"][0]["attn_err_worst_head"]) < 1e-5, "{report}");
+}
+
+#[test]
+fn a_budget_is_distributed_kept_and_better_than_flat_codes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let calib = other_text(folder.path());
+    let calib = calib.to_str().expect("a path");
+    let (context, budget) = (512, 520_000);
+    let (context_text, budget_text) = (context.to_string(), budget.to_string());
+    let report = run(kv(
+        &tiny_llama(),
+        &[
+            "--calib",
+            calib,
+            "--calib-tokens",
+            "2048",
+            "--budget",
+            &budget_text,
+            "--codec",
+            "int2-min",
+            "--context",
+            &context_text,
+            "--tokens",
+            "511",
+            "--json",
+        ],
+    ))
+    .json();
+    let schedule = report["schedule"].as_array().expect("a schedule");
+    assert_eq!(schedule.len(), 5, "{report}");
+    let total: f64 = schedule.iter().map(|line| number(&line["bytes"])).sum();
+    assert!(total <= f64::from(budget), "{total}");
+    for line in schedule {
+        let steps = line["shrinks"].as_array().expect("steps");
+        let last = steps.last().map_or(16.0, |step| number(&step["bits"]));
+        assert!(last >= number(&line["final_bits"]), "no layer goes below its width: {line}");
+        assert!(steps.is_sorted_by_key(|step| step["tokens"].as_u64()), "{line}");
+    }
+    let row = report["rows"].as_array().and_then(|rows| rows.last()).expect("a row");
+    assert!(row["codec"].as_str().is_some_and(|name| name.starts_with("pm-kvq in ")), "{row}");
+    assert!(row["bytes_per_token"]["32k"].is_null(), "the budget is for {context} tokens: {row}");
+    let flat = &report["rows"][0];
+    assert!(number(&row["kl"]) < 0.2 * number(&flat["kl"]), "{row} beside {flat}");
+    let text =
+        run(kv(&tiny_llama(), &["--calib", calib, "--calib-tokens", "600", "--budget", "1KiB", "--context", "64"]));
+    text.fails_with_hint(1, &["pm-kvq"], "larger budget");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("m");
+    write_llama(&model, 1);
+    run(kv(&model, &["--codec", "skvq:2"])).fails_with_hint(2, &["skvq:2", "calibration"], "--calib");
+    run(kv(&model, &["--budget", "1MiB"])).fails_with_hint(2, &["pm-kvq"], "--calib");
+    run(kv(&model, &["--codec", "kiwi:2"])).fails_with_hint(2, &["kiwi:2"], "leanbits kv --help");
+    run(kv(&model, &["--budget", "many"])).fails(2, &["--budget"]);
+    run(kv(&model, &["--codec", "int4-min", "--context", "1"])).fails(2, &["--context"]);
+    run(kv(&folder.path().join("none"), &[])).fails(1, &["none"]);
+    run(args!["kv", model, "--text", folder.path().join("none")]).fails_with_hint(1, &["none"], "path");
+    let recurrent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-rwkv7");
+    run(kv(&recurrent, &["--codec", "int8"])).fails(1, &["recurrent"]);
+    let short = folder.path().join("short.txt");
+    std::fs::write(&short, "too short").expect("a file");
+    run(kv(&model, &["--codec", "2d:4", "--calib", short.to_str().expect("a path")])).fails_with_hint(
+        1,
+        &["short.txt"],
+        "longer text",
+    );
+}
+
+#[test]
+fn the_table_and_the_picture_show_every_codec() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, calib, plot) = (folder.path().join("m"), other_text(folder.path()), folder.path().join("kv.svg"));
+    write_llama(&model, 2);
+    let (calib, plot_name) = (calib.to_str().expect("a path"), plot.to_str().expect("a path"));
+    let found = run(kv(
+        &model,
+        &["--calib", calib, "--calib-tokens", "640", "--context", "64", "--tokens", "63", "--plot", plot_name],
+    ));
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let picture = std::fs::read_to_string(plot).expect("a picture");
+    for codec in ["f16", "kivi:2", "2d:4", "skvq:2/ternary"] {
+        assert!(found.stdout.contains(codec), "{codec} is missing in {}", found.stdout);
+        assert!(picture.contains(codec), "{codec} is missing in the picture");
+    }
+}
