@@ -38,8 +38,9 @@ const ROUNDING: f64 = 1e-12;
 /// logarithm to a general solver. The product is concave where both factors are positive, so over the convex hull of
 /// all attainable (L, T) it is least at a corner, and every corner minimises `L/a + T/b` for some `a, b`: [`allocate`]
 /// finds it. The hull is walked from its ends, pure loss and pure time: the slope of the chord of two known corners
-/// either shows a new corner below it, or that there is none between them. Stretches whose best conceivable product,
-/// `L` of one end with `T` of the other, is no better than a known corner's are left out.
+/// either shows a new corner below it, or that there is none between them. Between two corners everything lies in the
+/// triangle of their chord and the lines that support them; stretches whose triangle holds no better product than a known
+/// corner's are left out.
 ///
 /// With `r = 1` times are not looked at, with `r = 0` losses are not. Of equal products the one with less time, then
 /// less loss, is taken; a loss of zero makes the product zero whatever the time.
@@ -94,8 +95,14 @@ fn check(items: &[Vec<TimedChoice>]) -> Result<(), Error> {
     if f64::is_finite(total) { Ok(()) } else { Err(Error::LossOverflow) }
 }
 
-/// Loss and time of a corner.
-type Corner = (f64, f64);
+/// A corner and the line that supports the hull there: all attainable pairs have `weights · (L, T)` of at least `value`.
+#[derive(Clone, Copy)]
+struct Corner {
+    loss: f64,
+    time: f64,
+    weights: (f64, f64),
+    value: f64,
+}
 
 struct Walk<'a> {
     items: &'a [Vec<TimedChoice>],
@@ -117,7 +124,8 @@ impl Walk<'_> {
         if self.best.as_ref().is_none_or(|best| rank(&found) < rank(best)) {
             self.best = Some(found);
         }
-        Ok((loss, time))
+        let value = loss_weight * loss + time_weight * time;
+        Ok(Corner { loss, time, weights: (loss_weight, time_weight), value })
     }
 
     fn product(&self, loss: f64, time: f64) -> f64 {
@@ -126,18 +134,34 @@ impl Walk<'_> {
 
     /// Visits the corners between two, of which `left` loses less and `right` is faster.
     fn between(&mut self, left: Corner, right: Corner) -> Result<(), Error> {
-        let (width, height) = (right.0 - left.0, left.1 - right.1);
-        let hopeless = self.best.as_ref().is_some_and(|best| self.product(left.0, right.1) > best.objective);
-        if !(width > 0.0 && height > 0.0) || hopeless {
+        let (width, height) = (right.loss - left.loss, left.time - right.time);
+        if !(width > 0.0 && height > 0.0) || self.hopeless(left, right) {
             return Ok(());
         }
-        let value = |(loss, time): Corner| loss / width + time / height;
+        let value = |corner: Corner| corner.loss / width + corner.time / height;
         let chord = value(left).min(value(right));
         let middle = self.corner(1.0 / width, 1.0 / height)?;
-        if value(middle) < chord - ROUNDING * chord {
+        if middle.value < chord - ROUNDING * chord {
             self.between(left, middle)?;
             self.between(middle, right)?;
         }
         Ok(())
+    }
+
+    /// Whether no pair between two corners can beat the best one known.
+    ///
+    /// All of them lie in the triangle of the corners and the point where their lines cross, and a concave product is least
+    /// at one of its three points.
+    fn hopeless(&self, left: Corner, right: Corner) -> bool {
+        let (a, b) = (left.weights, right.weights);
+        let determinant = a.0 * b.1 - a.1 * b.0;
+        let crossing = if determinant > 0.0 {
+            ((left.value * b.1 - right.value * a.1) / determinant, (right.value * a.0 - left.value * b.0) / determinant)
+        } else {
+            (left.loss, right.time)
+        };
+        // Lines that are nearly parallel cross anywhere; the corners' box bounds what rounding may do.
+        let (loss, time) = (crossing.0.clamp(left.loss, right.loss), crossing.1.clamp(right.time, left.time));
+        self.best.as_ref().is_some_and(|best| self.product(loss, time) >= best.objective * (1.0 - ROUNDING))
     }
 }
