@@ -235,3 +235,51 @@ fn fma_avx512(rounds: u64) -> f32 {
     }
     sums.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
 }
+
+/// Does so many operations as products of bytes added to 32-bit sums in registers, on this thread.
+pub fn byte_products(operations: f64) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of operations")]
+    let rounds = (operations / (2.0 * 64.0 * 12.0)) as u64;
+    std::hint::black_box(vnni(rounds));
+}
+
+/// Does so many operations as fused multiply-adds in registers, on this thread.
+pub fn multiply_adds(operations: f64) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of operations")]
+    let rounds = (operations / (2.0 * 16.0 * 12.0)) as u64;
+    std::hint::black_box(fma(rounds));
+}
+
+/// Twelve chains of sums of four products of bytes, 16 lanes each.
+fn vnni(rounds: u64) -> i32 {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx512() && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the features were just detected.
+        return unsafe { vnni_avx512(rounds) };
+    }
+    let mut sums = [[0_i32; 64]; 12];
+    let (a, b) = std::hint::black_box((3_i32, 5_i32));
+    for _ in 0..rounds {
+        sums.iter_mut().flatten().for_each(|sum| *sum = sum.wrapping_add(a * b));
+    }
+    sums.iter().flatten().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn vnni_avx512(rounds: u64) -> i32 {
+    let (a, b) = std::hint::black_box((0x0302_0104, 0x05ff_0201));
+    let (a, b) = (_mm512_set1_epi32(a), _mm512_set1_epi32(b));
+    // Different, or the compiler would find that all chains are one.
+    let start: [i32; 12] = std::hint::black_box([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+    let mut sums = [_mm512_setzero_si512(); 12];
+    for (sum, start) in sums.iter_mut().zip(start) {
+        *sum = _mm512_set1_epi32(start);
+    }
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, a, b);
+        }
+    }
+    sums.iter().fold(0, |all, &sum| all.wrapping_add(_mm512_reduce_add_epi32(sum)))
+}

@@ -73,11 +73,24 @@ impl<'a> Case<'a> {
     }
 }
 
+impl Case<'_> {
+    /// The same counted as so many billions of something else.
+    #[must_use]
+    pub fn counted_as(self, billions: f64) -> Self {
+        Self { gigabytes: billions, ..self }
+    }
+}
+
 /// Measures all cases and prints them as a Markdown table with the ratios to floor and peer.
 pub fn print_table(title: &str, cases: &mut [Case<'_>], rounds: usize) {
+    print_table_in("GB/s", title, cases, rounds);
+}
+
+/// The same in another unit: a billion of what cases are counted as in a second.
+pub fn print_table_in(unit: &str, title: &str, cases: &mut [Case<'_>], rounds: usize) {
     let speeds = interleaved(cases, rounds);
     let find = |is: &dyn Fn(&Case<'_>) -> bool| cases.iter().position(is).map(|i| speeds[i]);
-    println!("\n{title}\n\n| | GB/s | us / floor | us / peer |\n|---|---|---|---|");
+    println!("\n{title}\n\n| | {unit} | us / floor | us / peer |\n|---|---|---|---|");
     for (case, &speed) in cases.iter().zip(&speeds) {
         let (floor, peer) = match case.role {
             Role::Ours(bits) => (

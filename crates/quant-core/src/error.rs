@@ -158,6 +158,14 @@ pub enum Error {
         /// Parameters that were given.
         found: usize,
     },
+    /// A tensor cannot be arranged for fast products.
+    #[error("{format} cannot be arranged for fast products: {reason}")]
+    Prepare {
+        /// Name of the format.
+        format: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// Dropping bits is defined only for formats whose codes nest.
     #[error("{format} cannot be cut to {bits} magnitude bits: {reason}")]
     Truncate {

@@ -33,6 +33,7 @@ pub mod metrics;
 mod name;
 mod packed;
 mod parallel;
+mod prepared;
 pub mod qsnr;
 mod tensor;
 
@@ -46,6 +47,7 @@ pub use grid::{BlockParams, ExponentClamps, FormatGrid, Grid, LinearQuantizer};
 pub use layout::Layout;
 pub use linear::Linear;
 pub use packed::{EncodeOptions, PackedTensor, fake_quantize};
+pub use prepared::{Activations, PreparedLinear};
 pub use tensor::{Scalar, ScalarType, Shaped, Tensor, TensorView};
 
 /// The examples of the README and of this crate's page in the book.

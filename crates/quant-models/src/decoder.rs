@@ -28,14 +28,14 @@ pub struct Decoder {
 
 impl Decoder {
     /// Loads a model folder: `config.json` and whatever weights [`Checkpoint`] reads. Compressed ones
-    /// are decoded once, see [`Apply::Decoded`].
+    /// are arranged for fast products, see [`Apply::Prepared`].
     ///
     /// # Errors
     ///
     /// As [`Config::from_folder`], [`Checkpoint::open`] and [`Decoder::from_source`].
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let config = Config::from_folder(folder)?;
-        Self::from_source(config, &Checkpoint::open(folder)?, Apply::Decoded)
+        Self::from_source(config, &Checkpoint::open(folder)?, Apply::Prepared)
     }
 
     /// Builds a decoder from any weights; `apply` says what becomes of compressed ones.

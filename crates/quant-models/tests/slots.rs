@@ -85,6 +85,7 @@ fn a_decoded_linear_equals_its_dense_values_bit_for_bit_and_a_direct_one_to_roun
         all_logits(&other, &tokens)
     };
     assert_eq!(with(Apply::Decoded), expected, "bit for bit");
+    assert_eq!(with(Apply::Prepared), expected, "it has no faster arrangement and is decoded");
     let difference = largest_difference(&with(Apply::Direct), &expected);
     assert!(difference > 0.0, "the linear's own product was used");
     assert!(difference < 2e-5, "{difference}");
@@ -95,6 +96,7 @@ fn a_packed_tensor_gives_the_logits_of_its_decoded_values() {
     let model = random_model(&config(json!({})), 4);
     let tokens = some_tokens(30, 40, 3);
     let (mut decoded, mut direct, mut dense) = (model.clone(), model.clone(), model.clone());
+    let mut prepared = model.clone();
     for name in names(&model).iter().filter(|name| *name != "lm_head") {
         let slot = model.slot(name).unwrap();
         let weight = slot.weight().unwrap();
@@ -102,11 +104,18 @@ fn a_packed_tensor_gives_the_logits_of_its_decoded_values() {
         dense.slot_mut(name).unwrap().set_dense(packed.decode()).unwrap();
         let packed: Arc<dyn Linear> = Arc::new(packed);
         decoded.slot_mut(name).unwrap().set_linear(Arc::clone(&packed), Apply::Decoded).unwrap();
-        direct.slot_mut(name).unwrap().set_linear(packed, Apply::Direct).unwrap();
+        direct.slot_mut(name).unwrap().set_linear(Arc::clone(&packed), Apply::Direct).unwrap();
+        prepared.slot_mut(name).unwrap().set_linear(packed, Apply::Prepared).unwrap();
+        assert!(prepared.slot(name).unwrap().linear().is_some(), "the compressed weight is kept");
     }
     let expected = all_logits(&dense, &tokens);
     assert_eq!(all_logits(&decoded, &tokens), expected, "bit for bit");
-    assert!(largest_difference(&all_logits(&direct, &tokens), &expected) < 5e-5, "but for the order of sums");
+    for other in [&direct, &prepared] {
+        let difference = largest_difference(&all_logits(other, &tokens), &expected);
+        assert!(difference < 5e-5, "but for the order of sums: {difference}");
+    }
+    let bits = |model| all_logits(model, &tokens).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert!(bits(&prepared) != bits(&direct), "another way to multiply");
     assert!(largest_difference(&all_logits(&model, &tokens), &expected) > 1e-3, "eight bits are not all");
 }
 

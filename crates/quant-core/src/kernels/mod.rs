@@ -14,6 +14,7 @@ mod decode;
 mod encode;
 mod ops;
 mod product;
+pub(crate) mod tiles;
 
 pub(crate) use decode::{RowBytes, RowDecoder};
 use encode::Fitted;

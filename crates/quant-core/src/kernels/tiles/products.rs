@@ -1,0 +1,669 @@
+//! The products, written once for all instruction sets and kinds of codes.
+//!
+//! One row of inputs: codes are decoded in registers and used at once. Many rows: a block of columns of two panels is
+//! decoded to memory that stays in the caches, then all batches of inputs pass over it.
+//!
+//! Every sum is formed in an order that depends on the weight's shape alone: neither threads nor other rows of inputs
+//! change a bit of it.
+
+use super::inputs::{Batch, FloatInputs, IntInputs};
+use super::lanes::{Lanes, Plain};
+use super::pack::{Chunk, Codec, Integers, Kind, Tiles, Zeros};
+use super::{Line, PAIR, ROWS, Scratch};
+use crate::kernels::AHEAD;
+use crate::kernels::ops::{self, MAGIC};
+use std::ops::Range;
+
+/// Columns that are decoded to f32 at a time: with 32 rows half of a first-level cache.
+const FLOAT_COLUMNS: usize = 128;
+/// Columns that are decoded to bytes at a time.
+const BYTE_COLUMNS: usize = 512;
+
+/// Repeats a body for the first `count` of 32 numbers, each a constant; `count` is a constant too.
+macro_rules! unrolled {
+    ($count:expr, $i:ident => $body:block) => {
+        unrolled!(@each $count, $i => $body;
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+    };
+    (@each $count:expr, $i:ident => $body:block; $($n:literal)*) => {$(
+        if $n < $count {
+            const $i: usize = $n;
+            $body
+        }
+    )*};
+}
+
+/// How bytes come from codes.
+mod bytes {
+    /// They are the codes.
+    pub(super) const PLAIN: u8 = 0;
+    /// A table has them.
+    pub(super) const TABLE: u8 = 1;
+    /// Something that differs between groups is added to the codes.
+    pub(super) const SHIFTED: u8 = 2;
+}
+
+/// A kind of codes, see the table of [`super::pack`].
+trait Codes {
+    /// Columns of a unit.
+    const COLUMNS: usize;
+    /// Lines of a unit.
+    const LINES: usize;
+    /// A unit in registers.
+    type Unit<L: Lanes>: Copy;
+
+    fn unit<L: Lanes>(l: L, lines: &[Line]) -> Self::Unit<L>;
+    /// The values of one column, without scale.
+    fn value<L: Lanes>(l: L, unit: Self::Unit<L>, table: L::Table, column: usize) -> L::Floats;
+    /// The codes of four columns, one a byte.
+    fn bytes<L: Lanes>(l: L, unit: Self::Unit<L>, quad: usize) -> L::Ints;
+}
+
+struct Two;
+struct Three;
+struct Four;
+struct Byte;
+struct Float<const WIDE: bool>;
+
+/// A small number of bits.
+#[expect(clippy::cast_possible_truncation, reason = "at most 32")]
+const fn bits(count: usize) -> u32 {
+    count as u32
+}
+
+/// The same bits in each byte of a lane.
+const fn in_each_byte(bits: u8) -> i32 {
+    i32::from_le_bytes([bits; 4])
+}
+
+impl Codes for Two {
+    const COLUMNS: usize = 16;
+    const LINES: usize = 1;
+    type Unit<L: Lanes> = L::Ints;
+
+    #[inline(always)]
+    fn unit<L: Lanes>(l: L, lines: &[Line]) -> L::Ints {
+        l.line(&lines[0])
+    }
+
+    #[inline(always)]
+    fn value<L: Lanes>(l: L, unit: L::Ints, table: L::Table, column: usize) -> L::Floats {
+        l.lookup(table, l.right(unit, bits(8 * (column % 4) + 2 * (column / 4))))
+    }
+
+    #[inline(always)]
+    fn bytes<L: Lanes>(l: L, unit: L::Ints, quad: usize) -> L::Ints {
+        l.and(l.right(unit, bits(2 * quad)), l.int(in_each_byte(3)))
+    }
+}
+
+impl Codes for Three {
+    const COLUMNS: usize = 32;
+    const LINES: usize = 3;
+    type Unit<L: Lanes> = [L::Ints; 3];
+
+    #[inline(always)]
+    fn unit<L: Lanes>(l: L, lines: &[Line]) -> [L::Ints; 3] {
+        [l.line(&lines[0]), l.line(&lines[1]), l.line(&lines[2])]
+    }
+
+    /// The high bit of column `16h + 4s + i` is bit `4h + s` of byte `i`; it is brought to bit 2.
+    #[inline(always)]
+    fn value<L: Lanes>(l: L, unit: [L::Ints; 3], table: L::Table, column: usize) -> L::Floats {
+        let (quad, byte) = (column / 4, 8 * (column % 4));
+        let low = l.right(unit[column / 16], bits(byte + 2 * (quad % 4)));
+        let high = l.rotate(unit[2], bits((byte + quad + 30) % 32));
+        l.lookup(table, l.select(l.int(4), high, low))
+    }
+
+    #[inline(always)]
+    fn bytes<L: Lanes>(l: L, unit: [L::Ints; 3], quad: usize) -> L::Ints {
+        let low = l.right(unit[quad / 4], bits(2 * (quad % 4)));
+        let high = l.rotate(unit[2], bits((quad + 30) % 32));
+        l.and(l.select(l.int(in_each_byte(4)), high, low), l.int(in_each_byte(7)))
+    }
+}
+
+impl Codes for Four {
+    const COLUMNS: usize = 8;
+    const LINES: usize = 1;
+    type Unit<L: Lanes> = L::Ints;
+
+    #[inline(always)]
+    fn unit<L: Lanes>(l: L, lines: &[Line]) -> L::Ints {
+        l.line(&lines[0])
+    }
+
+    #[inline(always)]
+    fn value<L: Lanes>(l: L, unit: L::Ints, table: L::Table, column: usize) -> L::Floats {
+        l.lookup(table, l.right(unit, bits(8 * (column % 4) + 4 * (column / 4))))
+    }
+
+    #[inline(always)]
+    fn bytes<L: Lanes>(l: L, unit: L::Ints, quad: usize) -> L::Ints {
+        l.and(l.right(unit, bits(4 * quad)), l.int(in_each_byte(15)))
+    }
+}
+
+impl Codes for Byte {
+    const COLUMNS: usize = 4;
+    const LINES: usize = 1;
+    type Unit<L: Lanes> = L::Ints;
+
+    #[inline(always)]
+    fn unit<L: Lanes>(l: L, lines: &[Line]) -> L::Ints {
+        l.line(&lines[0])
+    }
+
+    #[inline(always)]
+    fn value<L: Lanes>(l: L, unit: L::Ints, _: L::Table, column: usize) -> L::Floats {
+        l.signed_byte(l.plus_bytes(unit, l.int(in_each_byte(128))), bits(column))
+    }
+
+    #[inline(always)]
+    fn bytes<L: Lanes>(_: L, unit: L::Ints, _: usize) -> L::Ints {
+        unit
+    }
+}
+
+impl<const WIDE: bool> Codes for Float<WIDE> {
+    const COLUMNS: usize = 4;
+    const LINES: usize = 1;
+    type Unit<L: Lanes> = [L::Floats; 4];
+
+    #[inline(always)]
+    fn unit<L: Lanes>(l: L, lines: &[Line]) -> [L::Floats; 4] {
+        l.small_floats(&lines[0], WIDE)
+    }
+
+    #[inline(always)]
+    fn value<L: Lanes>(_: L, unit: [L::Floats; 4], _: L::Table, column: usize) -> L::Floats {
+        unit[column]
+    }
+
+    /// Never asked for: such tensors have no [`Integers`].
+    #[inline(always)]
+    fn bytes<L: Lanes>(l: L, _: [L::Floats; 4], _: usize) -> L::Ints {
+        l.int(0)
+    }
+}
+
+/// Asks for what follows a unit in memory.
+#[inline(always)]
+fn look_ahead<L: Lanes>(l: L, unit: &[Line]) {
+    for line in unit {
+        l.prefetch(&line.0, AHEAD);
+    }
+}
+
+/// The scales of a group; meanwhile asks for later ones.
+#[inline(always)]
+fn scales<L: Lanes>(l: L, tiles: &Tiles, panel: usize, group: usize) -> L::Floats {
+    let bytes = tiles.scales(panel, group);
+    l.prefetch(bytes, AHEAD / 8);
+    l.scales(tiles.codec, bytes)
+}
+
+/// What is added to a product for each unit of the inputs' sum, given the scales.
+#[inline(always)]
+fn lift<L: Lanes>(l: L, tiles: &Tiles, panel: usize, group: usize, scales: L::Floats) -> L::Floats {
+    match tiles.zeros {
+        Zeros::None => l.splat(0.0),
+        Zeros::Integer => l.mul(scales, zeros_taken(l, tiles, panel, group)),
+        Zeros::Float(codec) => {
+            l.mul_add(scales, l.splat(tiles.centre), l.scales(codec, tiles.zeros(panel, group, codec)))
+        }
+    }
+}
+
+/// Integer zero points as what they add to centred codes.
+#[inline(always)]
+fn zeros_taken<L: Lanes>(l: L, tiles: &Tiles, panel: usize, group: usize) -> L::Floats {
+    let stored = l.scales(Codec::Byte, tiles.zeros(panel, group, Codec::Byte));
+    l.add(stored, l.splat(tiles.centre - f32::from(tiles.top())))
+}
+
+/// Splits a row of sums; the last panel may have fewer than 16.
+#[inline(always)]
+fn put<L: Lanes>(l: L, sums: L::Floats, out: &mut [f32]) {
+    match out.first_chunk_mut::<ROWS>() {
+        Some(out) => l.store(sums, out),
+        None => {
+            let mut all = [0.0; ROWS];
+            l.store(sums, &mut all);
+            out.copy_from_slice(&all[..out.len()]);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn float_vector<L: Lanes>(l: L, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]) {
+    match tiles.kind {
+        Kind::Two => float_vector_of::<L, Two>(l, tiles, x, panels, out),
+        Kind::Three => float_vector_of::<L, Three>(l, tiles, x, panels, out),
+        Kind::Four => float_vector_of::<L, Four>(l, tiles, x, panels, out),
+        Kind::Byte => float_vector_of::<L, Byte>(l, tiles, x, panels, out),
+        Kind::Float { wide: false } => float_vector_of::<L, Float<false>>(l, tiles, x, panels, out),
+        Kind::Float { wide: true } => float_vector_of::<L, Float<true>>(l, tiles, x, panels, out),
+    }
+}
+
+#[inline(always)]
+fn float_vector_of<L: Lanes, C: Codes>(l: L, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]) {
+    let table = l.table(&tiles.values);
+    for (panel, out) in panels.zip(out.chunks_mut(ROWS)) {
+        let mut total = l.splat(0.0);
+        let lines = tiles.lines(panel, 0);
+        for (chunk, &sum) in tiles.chunks.iter().zip(&x.sums) {
+            let mut sums = [l.splat(0.0); 4];
+            let units = lines[chunk.at / C::COLUMNS * C::LINES..].chunks_exact(C::LINES);
+            let inputs = x.values[chunk.at..][..chunk.padded].chunks_exact(C::COLUMNS);
+            for (unit, x) in units.zip(inputs) {
+                look_ahead(l, unit);
+                let unit = C::unit(l, unit);
+                unrolled!(C::COLUMNS, COLUMN => {
+                    let value = C::value(l, unit, table, COLUMN);
+                    sums[COLUMN % 4] = l.mul_add(value, l.splat(x[COLUMN]), sums[COLUMN % 4]);
+                });
+            }
+            let scales = scales(l, tiles, panel, chunk.group);
+            let products = l.add(l.add(sums[0], sums[1]), l.add(sums[2], sums[3]));
+            total = l.mul_add(products, scales, total);
+            if tiles.zeros != Zeros::None {
+                total = l.mul_add(lift(l, tiles, panel, chunk.group, scales), l.splat(sum), total);
+            }
+        }
+        put(l, l.mul(total, l.splat(tiles.factor)), out);
+    }
+}
+
+#[inline(always)]
+pub(super) fn int_vector<L: Lanes>(l: L, tiles: &Tiles, x: &IntInputs, panels: Range<usize>, out: &mut [f32]) {
+    use bytes::{PLAIN, SHIFTED, TABLE};
+    let Some(integers) = tiles.integers else { return };
+    match (tiles.kind, zeros_in_bytes(tiles), integers.table.is_some()) {
+        (Kind::Two, false, _) => int_vector_of::<L, Two, PLAIN>(l, tiles, integers, x, panels, out),
+        (Kind::Two, true, _) => int_vector_of::<L, Two, SHIFTED>(l, tiles, integers, x, panels, out),
+        (Kind::Three, false, _) => int_vector_of::<L, Three, PLAIN>(l, tiles, integers, x, panels, out),
+        (Kind::Three, true, _) => int_vector_of::<L, Three, SHIFTED>(l, tiles, integers, x, panels, out),
+        (Kind::Four, false, false) => int_vector_of::<L, Four, PLAIN>(l, tiles, integers, x, panels, out),
+        (Kind::Four, false, true) => int_vector_of::<L, Four, TABLE>(l, tiles, integers, x, panels, out),
+        (Kind::Four, true, _) => int_vector_of::<L, Four, SHIFTED>(l, tiles, integers, x, panels, out),
+        (Kind::Byte, ..) => int_vector_of::<L, Byte, PLAIN>(l, tiles, integers, x, panels, out),
+        (Kind::Float { .. }, ..) => {}
+    }
+}
+
+/// Whether zero points are taken off in bytes; else they are made up for by [`lift`].
+#[inline(always)]
+fn zeros_in_bytes(tiles: &Tiles) -> bool {
+    tiles.zeros == Zeros::Integer && tiles.kind != Kind::Byte
+}
+
+/// What is added to the bytes of a group.
+#[inline(always)]
+fn byte_shift<L: Lanes>(l: L, tiles: &Tiles, panel: usize, group: usize) -> L::Ints {
+    let stored = if zeros_in_bytes(tiles) { tiles.zeros(panel, group, Codec::Byte).first_chunk() } else { None };
+    stored.map_or(l.int(0), |stored| l.repeat_bytes(stored))
+}
+
+#[inline(always)]
+fn int_vector_of<L: Lanes, C: Codes, const FROM: u8>(
+    l: L,
+    tiles: &Tiles,
+    integers: Integers,
+    x: &IntInputs,
+    panels: Range<usize>,
+    out: &mut [f32],
+) {
+    let table = l.byte_table(&integers.table.unwrap_or_default());
+    let lifted = tiles.zeros != Zeros::None && !zeros_in_bytes(tiles);
+    for (panel, out) in panels.zip(out.chunks_mut(ROWS)) {
+        let mut total = l.splat(0.0);
+        let lines = tiles.lines(panel, 0);
+        for (chunk, (&sum, &step)) in tiles.chunks.iter().zip(x.sums.iter().zip(&x.steps)) {
+            let shift = byte_shift(l, tiles, panel, chunk.group);
+            let mut sums = [l.int(-integers.offset * sum), l.int(0)];
+            let units = lines[chunk.at / C::COLUMNS * C::LINES..].chunks_exact(C::LINES);
+            let inputs = x.words[chunk.at / 4..][..chunk.padded / 4].chunks_exact(C::COLUMNS / 4);
+            for (unit, x) in units.zip(inputs) {
+                look_ahead(l, unit);
+                let unit = C::unit(l, unit);
+                unrolled!(C::COLUMNS / 4, QUAD => {
+                    let bytes = match FROM {
+                        bytes::TABLE => l.lookup_bytes(table, C::bytes(l, unit, QUAD)),
+                        bytes::SHIFTED => l.plus_bytes(C::bytes(l, unit, QUAD), shift),
+                        _ => C::bytes(l, unit, QUAD),
+                    };
+                    sums[QUAD % 2] = l.dot(sums[QUAD % 2], bytes, x[QUAD]);
+                });
+            }
+            let scales = scales(l, tiles, panel, chunk.group);
+            let products = l.to_floats(l.plus(sums[0], sums[1]));
+            total = l.mul_add(products, l.mul(scales, l.splat(step)), total);
+            if lifted {
+                total = l.mul_add(lift(l, tiles, panel, chunk.group, scales), l.splat(as_float(sum) * step), total);
+            }
+        }
+        put(l, l.mul(total, l.splat(tiles.factor * integers.step)), out);
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, reason = "a sum of at most 128 bytes is exact")]
+fn as_float(sum: i32) -> f32 {
+    sum as f32
+}
+
+/// Chunks of at most so many columns, at least one chunk.
+fn blocks(chunks: &[Chunk], columns: usize) -> impl Iterator<Item = &[Chunk]> {
+    chunks.chunk_by(move |a, b| a.at / columns == b.at / columns)
+}
+
+fn columns_of(block: &[Chunk]) -> Range<usize> {
+    match (block.first(), block.last()) {
+        (Some(first), Some(last)) => first.at..last.at + last.padded,
+        _ => 0..0,
+    }
+}
+
+#[inline(always)]
+pub(super) fn float_matrix<L: Lanes>(
+    l: L,
+    tiles: &Tiles,
+    x: &FloatInputs,
+    pair: usize,
+    scratch: &mut Scratch,
+    sums: &mut [f32],
+) {
+    for block in blocks(&tiles.chunks, FLOAT_COLUMNS) {
+        let columns = columns_of(block);
+        // What was there before is overwritten.
+        scratch.floats.resize(2 * columns.len(), [0.0; ROWS]);
+        for half in 0..2 {
+            decode(l, tiles, 2 * pair + half, half, block, &mut scratch.floats);
+        }
+        for batch in &x.batches {
+            let at = batch.first * tiles.padded() + columns.start * batch.rows;
+            let x = &x.values[at..][..columns.len() * batch.rows];
+            let sums = &mut sums[PAIR * batch.first..][..PAIR * batch.rows];
+            match batch.rows {
+                12 if L::WIDE => multiply::<L, 12>(l, &scratch.floats, x, sums),
+                8 if L::WIDE => multiply::<L, 8>(l, &scratch.floats, x, sums),
+                4 if L::WIDE => multiply::<L, 4>(l, &scratch.floats, x, sums),
+                2 => multiply::<L, 2>(l, &scratch.floats, x, sums),
+                _ => multiply::<L, 1>(l, &scratch.floats, x, sums),
+            }
+        }
+    }
+}
+
+/// Adds the products of 32 rows of weights and `N` rows of inputs.
+#[inline(always)]
+fn multiply<L: Lanes, const N: usize>(l: L, weights: &[[f32; ROWS]], x: &[f32], sums: &mut [f32]) {
+    let mut total = [[l.splat(0.0); 2]; N];
+    let places = sums.as_chunks_mut::<ROWS>().0.as_chunks_mut::<2>().0;
+    for (total, place) in total.iter_mut().zip(&*places) {
+        *total = [l.load(&place[0]), l.load(&place[1])];
+    }
+    for (w, x) in weights.as_chunks::<2>().0.iter().zip(x.as_chunks::<N>().0) {
+        let w = [l.load(&w[0]), l.load(&w[1])];
+        for n in 0..N {
+            let x = l.splat(x[n]);
+            total[n][0] = l.mul_add(w[0], x, total[n][0]);
+            total[n][1] = l.mul_add(w[1], x, total[n][1]);
+        }
+    }
+    for (total, place) in total.iter().zip(places) {
+        l.store(total[0], &mut place[0]);
+        l.store(total[1], &mut place[1]);
+    }
+}
+
+/// Writes the values of a panel's block, every second entry of `out` from `half` on.
+#[inline(always)]
+fn decode<L: Lanes>(l: L, tiles: &Tiles, panel: usize, half: usize, block: &[Chunk], out: &mut [[f32; ROWS]]) {
+    match tiles.kind {
+        Kind::Two => decode_of::<L, Two>(l, tiles, panel, half, block, out),
+        Kind::Three => decode_of::<L, Three>(l, tiles, panel, half, block, out),
+        Kind::Four => decode_of::<L, Four>(l, tiles, panel, half, block, out),
+        Kind::Byte => decode_of::<L, Byte>(l, tiles, panel, half, block, out),
+        Kind::Float { wide: false } => decode_of::<L, Float<false>>(l, tiles, panel, half, block, out),
+        Kind::Float { wide: true } => decode_of::<L, Float<true>>(l, tiles, panel, half, block, out),
+    }
+}
+
+#[inline(always)]
+fn decode_of<L: Lanes, C: Codes>(
+    l: L,
+    tiles: &Tiles,
+    panel: usize,
+    half: usize,
+    block: &[Chunk],
+    out: &mut [[f32; ROWS]],
+) {
+    let table = l.table(&tiles.values);
+    let start = columns_of(block).start;
+    for chunk in block {
+        let scales = scales(l, tiles, panel, chunk.group);
+        let scales = l.mul(scales, l.splat(tiles.factor));
+        // The reference's operations: (code − zero)·scale, or code·scale + zero.
+        let (before, after) = match tiles.zeros {
+            Zeros::None => (l.splat(0.0), l.splat(0.0)),
+            Zeros::Integer => (zeros_taken(l, tiles, panel, chunk.group), l.splat(0.0)),
+            Zeros::Float(codec) => (l.splat(tiles.centre), l.scales(codec, tiles.zeros(panel, chunk.group, codec))),
+        };
+        let lines = tiles.lines(panel, chunk.at);
+        let out = &mut out[2 * (chunk.at - start)..][..2 * chunk.padded];
+        for (unit, out) in lines.chunks_exact(C::LINES).zip(out.chunks_exact_mut(2 * C::COLUMNS)) {
+            look_ahead(l, unit);
+            let unit = C::unit(l, unit);
+            unrolled!(C::COLUMNS, COLUMN => {
+                let value = C::value(l, unit, table, COLUMN);
+                l.store(l.add(l.mul(l.add(value, before), scales), after), &mut out[2 * COLUMN + half]);
+            });
+        }
+    }
+}
+
+/// All values, row-major.
+pub(crate) fn decode_all(tiles: &Tiles) -> Vec<f32> {
+    let mut out = vec![0.0; tiles.rows * tiles.columns];
+    let mut columns = Vec::new();
+    for (panel, out) in out.chunks_mut(ROWS * tiles.columns).enumerate() {
+        for chunk in tiles.chunks.chunks(1) {
+            columns.resize(2 * columns_of(chunk).len(), [0.0; ROWS]);
+            decode(Plain, tiles, panel, 0, chunk, &mut columns);
+            for (row, out) in out.chunks_mut(tiles.columns).enumerate() {
+                let out = &mut out[chunk[0].first..][..chunk[0].columns];
+                out.iter_mut().zip(columns.iter().step_by(2)).for_each(|(out, column)| *out = column[row]);
+            }
+        }
+    }
+    out
+}
+
+#[inline(always)]
+pub(super) fn int_matrix<L: Lanes>(
+    l: L,
+    tiles: &Tiles,
+    x: &IntInputs,
+    pair: usize,
+    scratch: &mut Scratch,
+    sums: &mut [f32],
+) {
+    let Some(integers) = tiles.integers else { return };
+    let chunks_of_all = tiles.chunks.len();
+    let mut first_chunk = 0;
+    for block in blocks(&tiles.chunks, BYTE_COLUMNS) {
+        let columns = columns_of(block);
+        scratch.bytes.resize(columns.len() / 2, Line([0; 64]));
+        scratch.params.resize(4 * block.len(), [0.0; ROWS]);
+        for half in 0..2 {
+            let panel = 2 * pair + half;
+            match tiles.kind {
+                Kind::Two => unpack_of::<L, Two>(l, tiles, integers, panel, half, block, scratch),
+                Kind::Three => unpack_of::<L, Three>(l, tiles, integers, panel, half, block, scratch),
+                Kind::Four => unpack_of::<L, Four>(l, tiles, integers, panel, half, block, scratch),
+                Kind::Byte => unpack_of::<L, Byte>(l, tiles, integers, panel, half, block, scratch),
+                Kind::Float { .. } => {}
+            }
+        }
+        for batch in &x.batches {
+            let of_chunks = batch.first * chunks_of_all + first_chunk * batch.rows;
+            let words = batch.first * (tiles.padded() / 4) + columns.start / 4 * batch.rows;
+            let inputs = ByteInputs {
+                words: &x.words[words..][..columns.len() / 4 * batch.rows],
+                steps: &x.steps[of_chunks..][..block.len() * batch.rows],
+                sums: &x.sums[of_chunks..][..block.len() * batch.rows],
+                per_row: x.per_row,
+                offset: integers.offset,
+                lifted: tiles.zeros != Zeros::None && !zeros_in_bytes(tiles),
+            };
+            multiply_batch(l, block, scratch, inputs, batch, sums);
+        }
+        first_chunk += block.len();
+    }
+}
+
+/// Integers of one batch and block.
+#[derive(Clone, Copy)]
+struct ByteInputs<'a> {
+    words: &'a [i32],
+    steps: &'a [f32],
+    sums: &'a [i32],
+    per_row: bool,
+    /// What the bytes of weights have too much.
+    offset: i32,
+    /// Whether the sums of inputs count by themselves.
+    lifted: bool,
+}
+
+#[inline(always)]
+fn multiply_batch<L: Lanes>(
+    l: L,
+    block: &[Chunk],
+    scratch: &Scratch,
+    inputs: ByteInputs<'_>,
+    batch: &Batch,
+    sums: &mut [f32],
+) {
+    let sums = &mut sums[PAIR * batch.first..][..PAIR * batch.rows];
+    match batch.rows {
+        6 if L::WIDE => multiply_bytes::<L, 6>(l, block, scratch, inputs, sums),
+        4 if L::WIDE => multiply_bytes::<L, 4>(l, block, scratch, inputs, sums),
+        2 => multiply_bytes::<L, 2>(l, block, scratch, inputs, sums),
+        _ => multiply_bytes::<L, 1>(l, block, scratch, inputs, sums),
+    }
+}
+
+/// Adds the products of 32 rows of weights and `N` rows of inputs.
+#[inline(always)]
+fn multiply_bytes<L: Lanes, const N: usize>(
+    l: L,
+    block: &[Chunk],
+    scratch: &Scratch,
+    inputs: ByteInputs<'_>,
+    sums: &mut [f32],
+) {
+    let mut total = [[l.splat(0.0); 2]; N];
+    let places = sums.as_chunks_mut::<ROWS>().0.as_chunks_mut::<2>().0;
+    for (total, place) in total.iter_mut().zip(&*places) {
+        *total = [l.load(&place[0]), l.load(&place[1])];
+    }
+    let mut weights = scratch.bytes.as_chunks::<2>().0;
+    let mut words = inputs.words.as_chunks::<N>().0;
+    let of_chunks = inputs.steps.as_chunks::<N>().0.iter().zip(inputs.sums.as_chunks::<N>().0);
+    for ((chunk, params), (steps, chunk_sums)) in block.iter().zip(scratch.params.as_chunks::<4>().0).zip(of_chunks) {
+        let (w_chunk, w_rest) = weights.split_at(chunk.padded / 4);
+        let (x_chunk, x_rest) = words.split_at(chunk.padded / 4);
+        (weights, words) = (w_rest, x_rest);
+        let mut whole = [[l.int(0); 2]; N];
+        for (whole, sum) in whole.iter_mut().zip(chunk_sums) {
+            *whole = [l.int(-inputs.offset * sum); 2];
+        }
+        for (w, x) in w_chunk.iter().zip(x_chunk) {
+            let w = [l.line(&w[0]), l.line(&w[1])];
+            for n in 0..N {
+                whole[n][0] = l.dot(whole[n][0], w[0], x[n]);
+                whole[n][1] = l.dot(whole[n][1], w[1], x[n]);
+            }
+        }
+        let scales = [l.load(&params[0]), l.load(&params[1])];
+        if inputs.per_row {
+            for n in 0..N {
+                total[n][0] = l.mul_add(l.to_floats(whole[n][0]), scales[0], total[n][0]);
+                total[n][1] = l.mul_add(l.to_floats(whole[n][1]), scales[1], total[n][1]);
+            }
+        } else {
+            for n in 0..N {
+                let step = l.splat(steps[n]);
+                total[n][0] = l.mul_add(l.to_floats(whole[n][0]), l.mul(scales[0], step), total[n][0]);
+                total[n][1] = l.mul_add(l.to_floats(whole[n][1]), l.mul(scales[1], step), total[n][1]);
+            }
+        }
+        if inputs.lifted {
+            let lifts = [l.load(&params[2]), l.load(&params[3])];
+            for n in 0..N {
+                let sum = l.splat(as_float(chunk_sums[n]) * steps[n]);
+                total[n][0] = l.mul_add(lifts[0], sum, total[n][0]);
+                total[n][1] = l.mul_add(lifts[1], sum, total[n][1]);
+            }
+        }
+    }
+    for (total, place) in total.iter().zip(places) {
+        l.store(total[0], &mut place[0]);
+        l.store(total[1], &mut place[1]);
+    }
+}
+
+/// Writes the bytes of a panel's block, every second line from `half` on, and its scales.
+#[inline(always)]
+fn unpack_of<L: Lanes, C: Codes>(
+    l: L,
+    tiles: &Tiles,
+    integers: Integers,
+    panel: usize,
+    half: usize,
+    block: &[Chunk],
+    scratch: &mut Scratch,
+) {
+    let table = integers.table.map(|table| l.byte_table(&table));
+    let factor = l.splat(tiles.factor * integers.step);
+    let start = columns_of(block).start;
+    for (chunk, params) in block.iter().zip(scratch.params.as_chunks_mut::<4>().0) {
+        let scales = scales(l, tiles, panel, chunk.group);
+        l.store(l.mul(scales, factor), &mut params[half]);
+        let lift = lift(l, tiles, panel, chunk.group, scales);
+        l.store(l.mul(lift, factor), &mut params[2 + half]);
+        let shift = byte_shift(l, tiles, panel, chunk.group);
+        let lines = tiles.lines(panel, chunk.at);
+        let out = &mut scratch.bytes[(chunk.at - start) / 2..][..chunk.padded / 2];
+        for (unit, out) in lines.chunks_exact(C::LINES).zip(out.chunks_exact_mut(C::COLUMNS / 2)) {
+            look_ahead(l, unit);
+            let unit = C::unit(l, unit);
+            unrolled!(C::COLUMNS / 4, QUAD => {
+                let codes = C::bytes(l, unit, QUAD);
+                let bytes = match table {
+                    Some(table) => l.lookup_bytes(table, codes),
+                    None => l.plus_bytes(codes, shift),
+                };
+                l.store_line(bytes, &mut out[2 * QUAD + half]);
+            });
+        }
+    }
+}
+
+/// Rounds to nearest even; not a number gives something.
+#[inline(always)]
+pub(super) fn round<L: Lanes>(_: L, x: &[f32], step: f32, q: &mut [i8]) {
+    for (q, x) in q.iter_mut().zip(x) {
+        let v = ops::fmin(ops::fmax(x / step, -127.0), 127.0);
+        *q = (v + MAGIC).to_bits().to_le_bytes()[0].cast_signed();
+    }
+}
+
+#[inline(always)]
+pub(super) fn amax<L: Lanes>(_: L, x: &[f32]) -> f32 {
+    f32::from_bits(ops::amax_bits(x))
+}
