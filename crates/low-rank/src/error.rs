@@ -112,8 +112,8 @@ pub enum Error {
         /// Heads a group.
         group: usize,
     },
-    /// No Hadamard matrix of this order is built in.
-    #[error("a latent of width {width} cannot be rotated: only powers of two have a Hadamard matrix here")]
+    /// No Hadamard matrix of this order is known.
+    #[error("a latent of width {width} cannot be rotated: no Hadamard matrix of this order is known")]
     Hadamard {
         /// Width of the latent.
         width: usize,

@@ -5,9 +5,10 @@ use crate::factor::product_rows;
 use crate::matrix::{narrow, read, stored};
 use crate::ratio::floor;
 use crate::{Calibration, Decomposition, Error, Factor, Metric, Metrics, Ratio, SigmaFuse, Solver, Storage, Whitening};
-use ndarray::{Array2, ArrayViewMut1, Axis, Slice};
+use ndarray::{Array2, Axis, Slice};
 use quant_calib::Needs;
 use quant_core::{Footprint, Linear};
+use quant_transforms::Hadamard;
 use serde::{Deserialize, Serialize};
 
 /// Factors the rows of each group of heads by themselves, all with the whitening of their common input.
@@ -26,7 +27,8 @@ pub struct Palu {
     pub width: Ratio,
     /// Widths of groups are multiples of this.
     pub multiple_of: usize,
-    /// Rotates each latent by a Hadamard matrix, which spreads outliers before the cache rounds it; widths of groups must be powers of two.
+    /// Rotates each latent by a Hadamard matrix, which spreads outliers before the cache rounds it; widths of groups must be orders of
+    /// [`quant_transforms::Hadamard`]: powers of two, and 12, 20, 28, … times such.
     pub hadamard: bool,
     /// Share of the mean diagonal that is added to the Gram matrix.
     pub damping: f64,
@@ -251,12 +253,12 @@ impl Linear for GroupedLowRank {
     }
 }
 
-/// Replaces `A`, `B` by `A H`, `H B` with `H` the orthonormal Hadamard matrix of Sylvester (`H² = I`): their product stays, and
-/// outlying channels of the latent are spread over all.
+/// Replaces `A`, `B` by `A Hᵀ`, `H B` with `H` an orthonormal Hadamard matrix: their product stays, and outlying channels of the latent are
+/// spread over all.
 ///
 /// # Errors
 ///
-/// [`Error::Hadamard`] unless the width is a power of two; [`Error::Mismatch`] when the factors do not fit.
+/// [`Error::Hadamard`] when no matrix of this order is known; [`Error::Mismatch`] when the factors do not fit.
 pub fn fold_hadamard(a: &mut Array2<f64>, b: &mut Array2<f64>) -> Result<(), Error> {
     let width = b.nrows();
     if a.ncols() != width {
@@ -265,25 +267,15 @@ pub fn fold_hadamard(a: &mut Array2<f64>, b: &mut Array2<f64>) -> Result<(), Err
     if !width.is_power_of_two() {
         return Err(Error::Hadamard { width });
     }
-    a.rows_mut().into_iter().for_each(hadamard);
-    b.columns_mut().into_iter().for_each(hadamard);
-    Ok(())
-}
-
-/// The fast Walsh–Hadamard transform, orthonormal.
-fn hadamard(mut x: ArrayViewMut1<'_, f64>) {
-    let n = x.len();
-    let mut half = 1;
-    while half < n {
-        for start in (0..n).step_by(2 * half) {
-            for i in start..start + half {
-                let (a, b) = (x[i], x[i + half]);
-                (x[i], x[i + half]) = (a + b, a - b);
-            }
-        }
-        half *= 2;
+    let turn = Hadamard::new(width).map_err(|_| Error::Hadamard { width })?;
+    // Rows of A and columns of B: rows of memory.
+    let mut rows = a.as_standard_layout().into_owned();
+    let mut columns = b.t().as_standard_layout().into_owned();
+    for values in [rows.as_slice_mut(), columns.as_slice_mut()].into_iter().flatten() {
+        turn.apply(values).map_err(|_| Error::Hadamard { width })?;
     }
-    x.mapv_inplace(|value| value / (n as f64).sqrt());
+    (*a, *b) = (rows, columns.reversed_axes());
+    Ok(())
 }
 
 /// Shares a total rank out in proportion to importance (Palu's `fisher_uniform`), in multiples of `multiple_of`, each between `min` and its `max`.

@@ -69,4 +69,11 @@ pub enum Error {
         /// Columns of the matrix.
         columns: usize,
     },
+    /// No LAPACK was found.
+    #[cfg(feature = "lapack")]
+    #[error("no LAPACK library among {tried}; name one in LEANBITS_LAPACK")]
+    NoLapack {
+        /// Files that were looked for.
+        tried: String,
+    },
 }

@@ -26,6 +26,9 @@
 //! | [`solve_lower`], [`solve_upper`], [`invert_lower`] | triangular systems |
 //! | [`matmul`], [`add_matmul`] | products in f32 and f64 |
 //!
+//! With the feature `lapack` the module `lapack` (on Unix) has the decompositions of whatever LAPACK the machine has, to compare with.
+//! It is found at run time; nothing is linked.
+//!
 //! # Promises
 //!
 //! The bits of a result do not depend on the number of threads: decompositions run on one thread inside, or are cut
@@ -35,11 +38,14 @@
 //!
 //! An element that is NaN or infinite is an [`Error`], and so is a result that overflows.
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "lapack"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
 mod cholesky;
 mod eigen;
 mod error;
+#[cfg(all(feature = "lapack", unix))]
+pub mod lapack;
 mod orthogonal;
 mod product;
 mod randomized;

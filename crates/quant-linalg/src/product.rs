@@ -5,7 +5,7 @@ use crate::view::{as_faer, as_faer_mut, contiguous};
 use faer::linalg::matmul::matmul as faer_matmul;
 use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef, Par};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray};
 use rayon::prelude::*;
 
 mod sealed {
@@ -70,7 +70,8 @@ pub fn matmul<T: Real>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Array2<T> 
 pub fn add_matmul<T: Real>(mut out: ArrayViewMut2<'_, T>, alpha: T, a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) {
     assert_eq!(a.ncols(), b.nrows(), "columns of the left matrix and rows of the right one");
     assert_eq!(out.dim(), (a.nrows(), b.ncols()), "shape of the sum and of the product");
-    let (a, b) = (contiguous(&a), contiguous(&b));
+    // Bands of a transposed matrix would lie in strides.
+    let (a, b) = (CowArray::from(a.as_standard_layout()), contiguous(&b));
     let (a, b) = (as_faer(&a), as_faer(&b));
     let bands: Vec<_> = out.axis_chunks_iter_mut(Axis(0), LEAF).enumerate().collect();
     bands.into_par_iter().for_each(|(index, mut band)| {
