@@ -2,7 +2,7 @@
 
 use crate::Error;
 use quant_core::metrics::ErrorStats;
-use quant_core::{EncodeOptions, Format, FormatGrid, PackedTensor, Shaped};
+use quant_core::{EncodeOptions, Format, FormatGrid, Linear, PackedTensor, Shaped};
 use rayon::prelude::*;
 use std::path::Path;
 use weight_quant::{MseClip, RtnConfig, rtn};
@@ -53,10 +53,29 @@ pub(crate) fn encode_searched(
 /// Compares values with their packed form, some rows at a time: the decoded tensor is never whole in memory.
 pub(crate) fn measure(values: &[f32], packed: &PackedTensor<'_>) -> Result<ErrorStats, quant_core::Error> {
     let columns = packed.layout().columns;
-    let parts = values.par_chunks(ROWS * columns).enumerate().map(|(part, values)| {
+    in_bands(values, columns, |row, decoded| packed.decode_row(row, decoded))
+}
+
+/// Compares values with what a compressed weight in any form decodes to.
+pub(crate) fn measure_linear(values: &[f32], linear: &dyn Linear) -> Result<ErrorStats, quant_core::Error> {
+    let (columns, dense) = (linear.in_features(), linear.to_dense()?);
+    in_bands(values, columns, |row, decoded| {
+        let found = dense.get(row * columns..).and_then(|rest| rest.get(..columns));
+        decoded.copy_from_slice(found.ok_or(quant_core::Error::Row { row, rows: linear.out_features() })?);
+        Ok(())
+    })
+}
+
+/// Compares values with decoded rows, band by band.
+fn in_bands(
+    values: &[f32],
+    columns: usize,
+    row: impl Fn(usize, &mut [f32]) -> Result<(), quant_core::Error> + Sync,
+) -> Result<ErrorStats, quant_core::Error> {
+    let parts = values.par_chunks((ROWS * columns).max(1)).enumerate().map(|(part, values)| {
         let (mut stats, mut decoded) = (ErrorStats::default(), vec![0.0; columns]);
-        for (row, values) in values.chunks_exact(columns).enumerate() {
-            packed.decode_row(part * ROWS + row, &mut decoded)?;
+        for (at, values) in values.chunks_exact(columns.max(1)).enumerate() {
+            row(part * ROWS + at, &mut decoded)?;
             stats.push(values, &decoded)?;
         }
         Ok(stats)

@@ -1,7 +1,7 @@
 //! The crate's error type, and the advice that goes with each error.
 
-use crate::StorageLayout;
 use crate::recipe::RecipeError;
+use crate::{ComposedError, StorageLayout};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -168,6 +168,36 @@ pub enum Error {
         tensor: String,
         /// Why not.
         source: Box<weight_quant::Error>,
+    },
+    /// A method cannot factor a tensor.
+    #[error("{}: tensor {tensor}: {source}", file.display())]
+    LowRank {
+        /// The file or folder it came from.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// Why not.
+        source: Box<low_rank::Error>,
+    },
+    /// A method cannot code a tensor as vectors.
+    #[error("{}: tensor {tensor}: {source}", file.display())]
+    VectorQuant {
+        /// The file or folder it came from.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// Why not.
+        source: Box<vector_quant::Error>,
+    },
+    /// The parts of a stored tensor cannot be put together.
+    #[error("{}: tensor {tensor}: {source}", file.display())]
+    Composed {
+        /// The file or folder.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// Why not.
+        source: Box<ComposedError>,
     },
     /// A rule asks for what a tensor cannot have.
     #[error("tensor {tensor} cannot be quantized by {method}: {reason}")]

@@ -4,8 +4,7 @@ use crate::compress::activations;
 use crate::models::eval::{Score, WindowOptions, Windows, compare, perplexity};
 use crate::models::{Apply, Config, Decoder, Text};
 use crate::plan::is_quantized;
-use crate::{Error, Progress};
-use quant_io::Checkpoint;
+use crate::{Error, Progress, Weights};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -153,10 +152,11 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) fn open(folder: &Path) -> Result<Self, Error> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let weights = Weights::open(folder)?;
+        let checkpoint = weights.checkpoint();
         let config = Config::from_folder(folder)?;
         let bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
-        let mut decoder = Decoder::from_source(config, &checkpoint, Apply::Decoded)?;
+        let mut decoder = Decoder::from_source(config, &weights, Apply::Decoded)?;
         if let Some(format) = activations(folder, checkpoint.config())? {
             let packed = |tensor: &str| checkpoint.entry(tensor).is_some_and(|entry| is_quantized(&entry.stored));
             let quantized = decoder.slots().filter(|slot| packed(&slot.origin().tensor));

@@ -37,9 +37,11 @@
 #![forbid(unsafe_code)]
 
 pub use kv_cache_quant;
+pub use low_rank;
 pub use quant_core as core;
 pub use quant_io as io;
 pub use quant_models as models;
+pub use vector_quant;
 pub use weight_quant;
 
 mod compress;
@@ -78,11 +80,12 @@ pub use inspect::{
 pub use kv::{KvBytes, KvLayerSchedule, KvOptions, KvReference, KvReport, KvRow, KvShrink, kv, usual_codecs};
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    Calibration, Choice, Decision, IdleRule, KeyPlace, KvCacheChoice, MAX_RECIPE_BYTES, MAX_RULES, Method, Preset,
-    Reason, Recipe, RecipeError, Rotation, Rule, Transforms, default_exclusions, presets,
+    Assign, Asvd, Calibration, Choice, Corrected, Decision, E8p, IdleRule, KeyPlace, KvCacheChoice, MAX_RECIPE_BYTES,
+    MAX_RULES, Method, Metric, Multipliers, Pcdvq, Preset, Ranks, Reason, Recipe, RecipeError, Rotation, Rule,
+    RwkvQuant, Svd, SvdLlm, Transforms, default_exclusions, presets,
 };
-pub use report::{CompressReport, RuleLine, RunCost, TensorReport};
-pub use storage::StorageLayout;
+pub use report::{CodesReport, CompressReport, RuleLine, RunCost, TensorReport, UniformityReport};
+pub use storage::{ComposedError, StorageLayout, Weights};
 pub use usage::peak_rss_bytes;
 
 /// Writes a small file beside its place and renames it: it appears complete or not at all.

@@ -241,15 +241,7 @@ fn draw_tensor_errors(svg: &mut String, captions: Captions<'_>, points: &[Tensor
     }
     let (low, high) = bounds(finite().map(|(_, p)| p.sqnr_db));
     let pad = ((high - low) * 0.08).max(0.5);
-    // Kinds beyond the palette share its last colour under the name "other".
-    let mut kinds: Vec<&str> = Vec::new();
-    for (_, point) in finite() {
-        if !kinds.contains(&point.kind.as_str()) {
-            kinds.push(&point.kind);
-        }
-    }
-    let named = if kinds.len() > SERIES.len() { SERIES.len() - 1 } else { kinds.len() };
-    let series = |kind: &str| kinds.iter().position(|k| *k == kind).unwrap_or(named).min(SERIES.len() - 1);
+    let kinds = Kinds::new(finite().map(|(_, point)| point.kind.as_str()));
     let mut chart = ChartBuilder::on(&root)
         .margin(18)
         .margin_right(LEGEND)
@@ -270,19 +262,113 @@ fn draw_tensor_errors(svg: &mut String, captions: Captions<'_>, points: &[Tensor
         .label_style(("sans-serif", 14).into_font().color(&INK))
         .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
         .draw()?;
-    let entries = if kinds.len() > named { named + 1 } else { named };
-    let ink = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
-    let left = i32::try_from(SIZE.0 - LEGEND + 18).unwrap_or(i32::MAX);
-    let mut top = 66;
-    for (entry, colour) in SERIES.iter().enumerate().take(entries) {
-        let of_entry = finite().filter(|(_, p)| series(&p.kind) == entry);
+    for (entry, colour) in SERIES.iter().enumerate() {
+        let of_entry = finite().filter(|(_, p)| kinds.series(&p.kind) == entry);
         chart.draw_series(of_entry.map(|(at, p)| Circle::new((at as f64, p.sqnr_db), 4, colour.filled())))?;
-        let label = if entry < named { kinds[entry] } else { "other" };
-        root.draw(&Circle::new((left, top), 4, colour.filled()))?;
-        root.draw(&Text::new(label.to_owned(), (left + 12, top), ink.clone()))?;
-        top += 22;
     }
+    kinds.legend(&root)?;
     root.present()
+}
+
+/// A curve of [`curves`].
+#[derive(Clone, Debug)]
+pub(crate) struct Curve {
+    /// What kind of tensor it is of; curves of one kind share a colour.
+    pub(crate) kind: String,
+    /// Where it lies.
+    pub(crate) points: Vec<(f64, f64)>,
+    /// A point of it that is marked.
+    pub(crate) mark: Option<(f64, f64)>,
+}
+
+/// Curves, a colour for each kind, with a mark on each.
+pub(crate) fn curves(captions: Captions<'_>, curves: &[Curve]) -> String {
+    let mut svg = String::new();
+    let drawn = draw_curves(&mut svg, captions, curves);
+    debug_assert!(drawn.is_ok(), "{drawn:?}");
+    tidy(&svg)
+}
+
+fn draw_curves(svg: &mut String, captions: Captions<'_>, curves: &[Curve]) -> Drawn<()> {
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let finite = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+    let all = || curves.iter().flat_map(|curve| curve.points.iter().chain(&curve.mark)).filter(|p| finite(p));
+    if all().next().is_none() {
+        return root.present();
+    }
+    let (x0, x1) = bounds(all().map(|p| p.0));
+    let (y0, y1) = bounds(all().map(|p| p.1));
+    let (x_pad, y_pad) = (((x1 - x0) * 0.04).max(1e-3), ((y1 - y0) * 0.06).max(1e-3));
+    let kinds = Kinds::new(curves.iter().map(|curve| curve.kind.as_str()));
+    let mut chart = ChartBuilder::on(&root)
+        .margin(18)
+        .margin_right(LEGEND)
+        .caption(captions.title, ("sans-serif", 22).into_font().color(&INK))
+        .x_label_area_size(46)
+        .y_label_area_size(70)
+        .build_cartesian_2d((x0 - x_pad)..(x1 + x_pad), (y0 - y_pad)..(y1 + y_pad))?;
+    chart
+        .configure_mesh()
+        .bold_line_style(FAINT)
+        .light_line_style(WHITE.mix(0.0))
+        .axis_style(INK)
+        .x_desc(captions.x)
+        .y_desc(captions.y)
+        .x_label_formatter(&|x| number(*x))
+        .y_label_formatter(&|y| number(*y))
+        .label_style(("sans-serif", 14).into_font().color(&INK))
+        .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
+        .draw()?;
+    for curve in curves {
+        let colour = SERIES[kinds.series(&curve.kind)];
+        let line = curve.points.iter().copied().filter(|p| finite(p));
+        chart.draw_series(LineSeries::new(line, colour.stroke_width(1)))?;
+        chart.draw_series(curve.mark.iter().filter(|p| finite(p)).map(|p| Circle::new(*p, 4, colour.filled())))?;
+    }
+    kinds.legend(&root)?;
+    root.present()
+}
+
+/// Kinds of tensors and their colours; those beyond the palette share its last one under the name "other".
+struct Kinds<'a> {
+    names: Vec<&'a str>,
+    named: usize,
+}
+
+impl<'a> Kinds<'a> {
+    fn new(all: impl Iterator<Item = &'a str>) -> Self {
+        let mut names: Vec<&str> = Vec::new();
+        for kind in all {
+            if !names.contains(&kind) {
+                names.push(kind);
+            }
+        }
+        let named = if names.len() > SERIES.len() { SERIES.len() - 1 } else { names.len() };
+        Self { names, named }
+    }
+
+    fn series(&self, kind: &str) -> usize {
+        self.names.iter().position(|k| *k == kind).unwrap_or(self.named).min(SERIES.len() - 1)
+    }
+
+    /// Names the colours in the strip on the right.
+    fn legend<DB: DrawingBackend>(
+        &self,
+        root: &DrawingArea<DB, Shift>,
+    ) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+        let entries = if self.names.len() > self.named { self.named + 1 } else { self.named };
+        let ink = ("sans-serif", 14).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+        let left = i32::try_from(SIZE.0 - LEGEND + 18).unwrap_or(i32::MAX);
+        let mut top = 66;
+        for (entry, colour) in SERIES.iter().enumerate().take(entries) {
+            let label = if entry < self.named { self.names[entry] } else { "other" };
+            root.draw(&Circle::new((left, top), 4, colour.filled()))?;
+            root.draw(&Text::new(label.to_owned(), (left + 12, top), ink.clone()))?;
+            top += 22;
+        }
+        Ok(())
+    }
 }
 
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {

@@ -2,12 +2,15 @@
 
 use crate::Error;
 use crate::recipe::{Choice, Decision, Method, Reason};
-use crate::storage::{Sections, StorageLayout};
+use crate::storage::{Form, Sections, StorageLayout};
 use quant_core::Format;
+use quant_io::composed::VERSION as COMPOSED_VERSION;
 use quant_io::hf::{ShardOptions, ShardPlan};
+use quant_io::packed::VERSION_KEY;
 use quant_io::safetensors::{DType, FilePlan};
 use quant_io::{Checkpoint, Entry, Stored};
 use std::collections::BTreeMap;
+use vector_quant::rwkvquant::Uniformity;
 
 /// One tensor of a [`Plan`].
 #[derive(Clone, Debug)]
@@ -20,26 +23,77 @@ pub(crate) struct PlannedTensor {
     pub(crate) source_bytes: u64,
     /// Bytes it will take, all sections together.
     pub(crate) bytes: u64,
-    pub(crate) decision: Decision,
-    /// How its codes are found, if it is quantized.
-    pub(crate) method: Method,
-    /// The layer with which it is written, where a job works layer by layer.
-    pub(crate) layer: Option<usize>,
-    /// Whether it is rounded as a whole because it is not made of linears whose inputs can be looked at.
-    pub(crate) whole: bool,
+    /// What is done with it.
+    pub(crate) treatment: Treatment,
     /// Names of the tensors of the output that it becomes.
     pub(crate) sections: Vec<String>,
     /// File of the output that holds them.
     pub(crate) shard: usize,
 }
 
+/// What is done with a tensor.
+#[derive(Clone, Debug)]
+pub(crate) struct Treatment {
+    pub(crate) decision: Decision,
+    /// The form it gets; `None` if it stays as it is.
+    pub(crate) form: Option<Form>,
+    /// How it is compressed, if it is.
+    pub(crate) method: Method,
+    /// The layer with which it is written, where a job works layer by layer.
+    pub(crate) layer: Option<usize>,
+    /// Whether it is compressed as a whole because it is not made of linears whose inputs can be looked at.
+    pub(crate) whole: bool,
+    /// The element-wise multipliers that it holds, one after the other, if they are coded.
+    pub(crate) multipliers: Vec<String>,
+    /// How evenly its weights are spaced, if the method looked at that.
+    pub(crate) uniformity: Option<Uniformity>,
+    /// What a reader of the report should know.
+    pub(crate) note: Option<String>,
+}
+
+impl Treatment {
+    /// A tensor that stays as it is.
+    pub(crate) fn kept(decision: Decision) -> Self {
+        Self {
+            decision,
+            form: None,
+            method: Method::Rtn,
+            layer: None,
+            whole: false,
+            multipliers: Vec::new(),
+            uniformity: None,
+            note: None,
+        }
+    }
+
+    /// A tensor that is rounded to a format.
+    pub(crate) fn rounded(decision: Decision, format: Format) -> Self {
+        Self { form: Some(Form::Packed(format)), ..Self::kept(decision) }
+    }
+}
+
 impl PlannedTensor {
     /// How it will be stored, in a word.
     pub(crate) fn format_name(&self) -> String {
-        match self.decision.choice {
-            Choice::Keep => self.stored.clone(),
-            Choice::Quantize(format) => format.to_string(),
+        self.treatment.form.as_ref().map_or_else(|| self.stored.clone(), ToString::to_string)
+    }
+
+    /// Whether it stays as it is.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.treatment.form.is_none()
+    }
+
+    /// The format it is packed in, if that is its form.
+    pub(crate) fn packed_format(&self) -> Option<Format> {
+        match self.treatment.form {
+            Some(Form::Packed(format)) => Some(format),
+            _ => None,
         }
+    }
+
+    /// The layer with which it is written.
+    pub(crate) fn layer(&self) -> Option<usize> {
+        self.treatment.layer
     }
 }
 
@@ -56,6 +110,7 @@ pub(crate) fn stored_name(stored: &Stored) -> String {
         Stored::Plain(dtype) => dtype.name().to_lowercase(),
         Stored::Packed(format) => format.to_string(),
         Stored::Gguf(kind) => kind.to_string(),
+        Stored::Composed => "parts".to_owned(),
         Stored::Reordered => "reordered integers".to_owned(),
         _ => "unknown".to_owned(),
     }
@@ -79,24 +134,20 @@ pub(crate) fn decide(entry: &Entry, rule: impl FnOnce(&Entry) -> Decision) -> De
 }
 
 impl Plan {
-    /// Plans a job over some tensors of a checkpoint, each rounded to nearest.
+    /// Plans a job over some tensors of a checkpoint.
     pub(crate) fn new(
         checkpoint: &Checkpoint,
         entries: &[Entry],
         layout: StorageLayout,
         max_shard_bytes: u64,
-        rule: impl Fn(&Entry) -> Decision,
+        treatments: Vec<Treatment>,
     ) -> Result<Self, Error> {
         let mut tensors = Vec::with_capacity(entries.len());
         let mut groups = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let mut decision = decide(entry, &rule);
-            if let Choice::Quantize(format) = decision.choice {
-                decision.choice = Choice::Quantize(layout.native_format(&entry.name, format)?);
-            }
-            let sections = match decision.choice {
-                Choice::Keep => Sections::kept(checkpoint, entry)?,
-                Choice::Quantize(format) => Sections::packed(entry, format, layout)?,
+        for (entry, treatment) in entries.iter().zip(treatments) {
+            let sections = match &treatment.form {
+                None => Sections::kept(checkpoint, entry)?,
+                Some(form) => Sections::new(checkpoint.path(), entry, form, layout)?,
             };
             tensors.push(PlannedTensor {
                 name: entry.name.clone(),
@@ -105,15 +156,13 @@ impl Plan {
                 stored: stored_name(&entry.stored),
                 source_bytes: entry.bytes,
                 bytes: sections.bytes()?,
-                decision,
-                method: Method::Rtn,
-                layer: None,
-                whole: false,
+                treatment,
                 sections: sections.specs.iter().map(|spec| spec.name.clone()).collect(),
                 shard: 0,
             });
             groups.push((sections.specs, sections.metadata));
         }
+        one_version(&mut groups);
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let options = ShardOptions { max_shard_bytes, ..ShardOptions::default() };
         let shards = ShardPlan::new(&groups, &metadata, options)?;
@@ -136,7 +185,7 @@ impl Plan {
 
     /// The layer with which a tensor is written.
     pub(crate) fn layer_of(&self, name: &str) -> Option<usize> {
-        self.get(name).and_then(|tensor| tensor.layer)
+        self.get(name).and_then(PlannedTensor::layer)
     }
 
     /// Bytes of all safetensors files.
@@ -149,19 +198,28 @@ impl Plan {
         self.tensors.iter().map(field).sum()
     }
 
-    /// Bits stored for each element of the quantized tensors.
+    /// Bits stored for each element of the compressed tensors.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub(crate) fn bits_per_weight(&self) -> f64 {
-        let elements: u64 = self.quantized().map(|(tensor, _)| tensor.elements).sum();
-        let bytes: u64 = self.quantized().map(|(tensor, _)| tensor.bytes).sum();
+        let elements: u64 = self.compressed().map(|tensor| tensor.elements).sum();
+        let bytes: u64 = self.compressed().map(|tensor| tensor.bytes).sum();
         if elements == 0 { 0.0 } else { 8.0 * bytes as f64 / elements as f64 }
     }
 
-    /// Tensors that will be quantized.
-    pub(crate) fn quantized(&self) -> impl Iterator<Item = (&PlannedTensor, Format)> {
-        self.tensors.iter().filter_map(|tensor| match tensor.decision.choice {
-            Choice::Quantize(format) => Some((tensor, format)),
-            Choice::Keep => None,
-        })
+    /// Tensors that will be compressed.
+    pub(crate) fn compressed(&self) -> impl Iterator<Item = &PlannedTensor> {
+        self.tensors.iter().filter(|tensor| !tensor.is_kept())
+    }
+}
+
+/// Says the same container version in all files of a job: that of composed tensors if there is one.
+fn one_version(groups: &mut [(Vec<quant_io::safetensors::TensorSpec>, BTreeMap<String, String>)]) {
+    let composed = |metadata: &BTreeMap<String, String>| {
+        metadata.get(VERSION_KEY).is_some_and(|version| version == COMPOSED_VERSION)
+    };
+    if groups.iter().any(|(_, metadata)| composed(metadata)) {
+        for version in groups.iter_mut().filter_map(|(_, metadata)| metadata.get_mut(VERSION_KEY)) {
+            COMPOSED_VERSION.clone_into(version);
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! What a compression did, for programs, for people and as a picture.
 
 use crate::Error;
-use crate::compress::{CalibrationReport, Energy, Outcome, to_json};
-use crate::picture::{Captions, TensorPoint, tensor_errors};
+use crate::compress::{CalibrationReport, CodeUsage, Energy, Outcome, to_json};
+use crate::picture::{Captions, Curve, TensorPoint, curves, tensor_errors};
 use crate::plan::PlannedTensor;
-use crate::recipe::{Choice, Recipe};
+use crate::recipe::Recipe;
 use crate::storage::StorageLayout;
 use crate::table::{self, Align, Table};
 use serde::Serialize;
@@ -38,8 +38,50 @@ pub struct TensorReport {
     pub calibration_tokens: Option<u64>,
     /// Input channels that were zero on all of them.
     pub dead_channels: Option<u64>,
+    /// Rank of its factors, if it has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u64>,
+    /// Singular values in the measure of the method, relative to the largest, in dB; at most 128, evenly spread. Of a
+    /// corrected weight those of its rounding error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spectrum_db: Option<Vec<f64>>,
+    /// How its code books are used, if it has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codes: Option<CodesReport>,
+    /// How evenly its weights are spaced, if its method looked at that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uniformity: Option<UniformityReport>,
     /// What else is to be known, such as why another method was used.
     pub note: Option<String>,
+}
+
+/// How the code books of a tensor are used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CodesReport {
+    /// Entries of all its code books.
+    pub entries: u64,
+    /// Entries that some vector uses.
+    pub used: u64,
+    /// Vectors, which bound the entries that can be used.
+    pub vectors: u64,
+    /// Entropy of the codes of a book in bits, on average over vectors.
+    pub entropy_bits: f64,
+}
+
+impl CodesReport {
+    fn new(usage: CodeUsage) -> Self {
+        let CodeUsage { entries, used, vectors, entropy } = usage;
+        Self { entries, used, vectors, entropy_bits: entropy.0 }
+    }
+}
+
+/// RWKVQuant's two measures of how far weights are from evenly spaced.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct UniformityReport {
+    /// The coarse proxy: relative entropy of the gaps between sorted weights.
+    pub coarse: f64,
+    /// The fine proxy: their moments.
+    pub fine: f64,
 }
 
 /// What a run took; absent from the report in the folder, which is the same for every run.
@@ -103,13 +145,14 @@ impl TensorReport {
     /// A tensor that was written as planned.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub(crate) fn new(tensor: &PlannedTensor, outcome: &Outcome) -> Self {
-        let planned = if tensor.decision.choice == Choice::Keep { "keep" } else { tensor.method.name() };
+        let treatment = &tensor.treatment;
+        let planned = if tensor.is_kept() { "keep" } else { treatment.method.name() };
         Self {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             format: tensor.format_name(),
             method: outcome.method.clone().unwrap_or_else(|| planned.to_owned()),
-            reason: tensor.decision.reason.to_string(),
+            reason: treatment.decision.reason.to_string(),
             bytes: tensor.bytes,
             source_bytes: tensor.source_bytes,
             bits_per_weight: if tensor.elements == 0 {
@@ -122,7 +165,14 @@ impl TensorReport {
             output_sqnr_db: outcome.outputs.and_then(Energy::sqnr_db),
             calibration_tokens: outcome.tokens,
             dead_channels: outcome.dead,
-            note: outcome.note.clone(),
+            rank: outcome.rank,
+            spectrum_db: outcome
+                .spectrum
+                .as_ref()
+                .map(|values| values.iter().map(|v| f64::from(*v) / 1000.0).collect()),
+            codes: outcome.codes.map(CodesReport::new),
+            uniformity: treatment.uniformity.map(|u| UniformityReport { coarse: u.coarse, fine: u.fine }),
+            note: outcome.note.clone().or_else(|| treatment.note.clone()),
         }
     }
 }
@@ -237,6 +287,29 @@ impl CompressReport {
                 calibration.tokens, calibration.windows, calibration.context, calibration.hash,
             ));
         }
+        if self.tensors.iter().any(|tensor| tensor.rank.is_some()) {
+            out.push_str("\n## Ranks\n\n");
+            out.push_str(&rank_table(&self.tensors).to_markdown());
+            out.push_str(
+                "\nDropped: the singular value at the rank, below the largest, in the measure of the method. The spectra are \
+                 in `report-spectra.svg`.\n",
+            );
+        }
+        if self.tensors.iter().any(|tensor| tensor.codes.is_some()) {
+            out.push_str("\n## Code books\n\n");
+            out.push_str(&code_table(&self.tensors).to_markdown());
+            out.push_str(
+                "\nEntropy: bits that the codes of a book would take at best, on average over vectors; equal to the bits of a \
+                 code where all entries are used alike.\n",
+            );
+        }
+        if self.tensors.iter().any(|tensor| tensor.uniformity.is_some()) {
+            out.push_str("\n## Scalar or vector codes\n\n");
+            out.push_str(&uniformity_table(&self.tensors).to_markdown());
+            out.push_str(
+                "\nThe proxies of RWKVQuant: 0 for evenly spaced weights. They are drawn in `report-proxies.svg`.\n",
+            );
+        }
         if !self.warnings.is_empty() {
             out.push_str("\n## Warnings\n\n");
             self.warnings.iter().for_each(|warning| out.push_str(&format!("- {warning}\n")));
@@ -322,11 +395,129 @@ impl CompressReport {
         table
     }
 
-    /// Names and contents of the files that go into the output folder. What differs from run to run is left out.
-    pub(crate) fn files(&self) -> Result<[(&'static str, String); 3], Error> {
-        let json = to_json(&Self { run: None, ..self.clone() })?;
-        Ok([("report.json", json), ("report.md", self.to_markdown()), ("report.svg", self.to_svg())])
+    /// Singular values of every tensor that has factors, with its rank marked, as an SVG picture.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "positions in a picture")]
+    pub fn spectra_svg(&self) -> String {
+        let curve = |tensor: &TensorReport| {
+            let (values, rank) = (tensor.spectrum_db.as_ref()?, tensor.rank?);
+            let side = tensor.shape.iter().copied().min().unwrap_or(1).max(1) as f64;
+            let last = (values.len().max(2) - 1) as f64;
+            let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(at, v)| (at as f64 / last, *v)).collect();
+            let share = rank as f64 / side;
+            let mark = points.iter().copied().find(|(x, _)| *x >= share).map(|(_, y)| (share, y));
+            Some(Curve { kind: kind(&tensor.name), points, mark })
+        };
+        let all: Vec<Curve> = self.tensors.iter().filter_map(curve).collect();
+        let captions = Captions {
+            title: "Singular values of every factored linear; the dot is its rank",
+            x: "number of the value, as a share of the smaller side",
+            y: "dB below the largest",
+        };
+        curves(captions, &all)
     }
+
+    /// RWKVQuant's proxies of every matrix, those in vector codes apart from those in scalar codes, as an SVG picture.
+    #[must_use]
+    pub fn proxies_svg(&self) -> String {
+        let point = |tensor: &TensorReport| {
+            let proxies = tensor.uniformity?;
+            let mark = Some((proxies.coarse, proxies.fine.max(1e-6).log10()));
+            let kind = if tensor.codes.is_some() { "vector codes" } else { "scalar codes" };
+            Some(Curve { kind: kind.to_owned(), points: Vec::new(), mark })
+        };
+        let all: Vec<Curve> = self.tensors.iter().filter_map(point).collect();
+        let captions = Captions {
+            title: "How far the weights of every matrix are from evenly spaced",
+            x: "coarse proxy",
+            y: "fine proxy, power of ten",
+        };
+        curves(captions, &all)
+    }
+
+    /// Names and contents of the files that go into the output folder. What differs from run to run is left out.
+    pub(crate) fn files(&self) -> Result<Vec<(&'static str, String)>, Error> {
+        let json = to_json(&Self { run: None, ..self.clone() })?;
+        let mut files = vec![("report.json", json), ("report.md", self.to_markdown()), ("report.svg", self.to_svg())];
+        if self.tensors.iter().any(|tensor| tensor.spectrum_db.is_some()) {
+            files.push(("report-spectra.svg", self.spectra_svg()));
+        }
+        if self.tensors.iter().any(|tensor| tensor.uniformity.is_some()) {
+            files.push(("report-proxies.svg", self.proxies_svg()));
+        }
+        Ok(files)
+    }
+}
+
+/// Ranks of factored tensors.
+fn rank_table(tensors: &[TensorReport]) -> Table {
+    let mut table = Table::new(&[
+        ("linear", Align::Left),
+        ("rank", Align::Right),
+        ("of", Align::Right),
+        ("dropped dB", Align::Right),
+        ("stored as", Align::Left),
+    ]);
+    for tensor in tensors {
+        let (Some(rank), Some(values)) = (tensor.rank, &tensor.spectrum_db) else { continue };
+        let side = tensor.shape.iter().copied().min().unwrap_or(0) as u64;
+        let at = usize::try_from(rank * values.len() as u64 / side.max(1)).unwrap_or(usize::MAX);
+        table.row(vec![
+            tensor.name.clone(),
+            rank.to_string(),
+            side.to_string(),
+            values.get(at).map_or_else(|| "-".to_owned(), |value| format!("{value:.1}")),
+            tensor.format.clone(),
+        ]);
+    }
+    table
+}
+
+/// How code books are used.
+#[expect(clippy::cast_precision_loss, reason = "a share for people")]
+fn code_table(tensors: &[TensorReport]) -> Table {
+    let mut table = Table::new(&[
+        ("tensor", Align::Left),
+        ("stored as", Align::Left),
+        ("vectors", Align::Right),
+        ("entries", Align::Right),
+        ("used", Align::Right),
+        ("entropy", Align::Right),
+    ]);
+    for tensor in tensors {
+        let Some(codes) = tensor.codes else { continue };
+        table.row(vec![
+            tensor.name.clone(),
+            tensor.format.clone(),
+            codes.vectors.to_string(),
+            codes.entries.to_string(),
+            format!("{:.1} %", 100.0 * codes.used as f64 / codes.entries.max(1) as f64),
+            format!("{:.2} bits", codes.entropy_bits),
+        ]);
+    }
+    table
+}
+
+/// RWKVQuant's proxies and what was decided.
+fn uniformity_table(tensors: &[TensorReport]) -> Table {
+    let mut table = Table::new(&[
+        ("matrix", Align::Left),
+        ("coarse", Align::Right),
+        ("fine", Align::Right),
+        ("method", Align::Left),
+        ("bits", Align::Right),
+    ]);
+    for tensor in tensors {
+        let Some(proxies) = tensor.uniformity else { continue };
+        table.row(vec![
+            tensor.name.clone(),
+            format!("{:.3}", proxies.coarse),
+            format!("{:.3}", proxies.fine),
+            tensor.method.clone(),
+            format!("{:.3}", tensor.bits_per_weight),
+        ]);
+    }
+    table
 }
 
 /// Tensors as a table.

@@ -1,5 +1,6 @@
 //! One loader over every container.
 
+use crate::composed::{self, Composed, ComposedInfo, Item};
 use crate::compressed_tensors::{Compressed, Weight};
 use crate::error::shorten;
 use crate::gguf::{self, GgmlType, GgufFile, Permuted};
@@ -37,6 +38,8 @@ pub enum Stored {
     Packed(Format),
     /// In blocks of a ggml type; [`Checkpoint::read_f32`] decodes it.
     Gguf(GgmlType),
+    /// As several parts that only a method can put together; [`Checkpoint::composed`] lends them.
+    Composed,
     /// Integers whose groups follow a permutation of the columns (compressed-tensors' activation
     /// order), which no [`Format`] has; [`Checkpoint::read_f32`] decodes it.
     Reordered,
@@ -72,6 +75,8 @@ enum Place {
     Safetensors { file: usize, tensor: usize },
     /// Packed tensor `packed` of the checkpoint, its sections in safetensors file `file`.
     Packed { file: usize, packed: usize },
+    /// Composed tensor `composed` of the checkpoint.
+    Composed { composed: usize },
     /// The weight of compressed-tensors module `module` of the checkpoint.
     Module { module: usize },
     /// Tensor `tensor` of the GGUF file, whose rows belong to so many permuted heads (0: not permuted).
@@ -112,6 +117,7 @@ pub struct Checkpoint {
     files: Vec<SafetensorsFile>,
     gguf: Option<GgufFile>,
     packed: Vec<PackedInfo>,
+    composed: Vec<ComposedInfo>,
     compressed: Option<Compressed>,
     modules: Vec<String>,
     /// In order of position in the files.
@@ -174,7 +180,7 @@ impl Checkpoint {
         for (file, safetensors) in files.iter().enumerate() {
             found.add(file, safetensors).map_err(|e| e.in_file(safetensors.path()))?;
         }
-        let Found { mut layout, packed, mut entries } = found;
+        let Found { mut layout, packed, composed, mut entries } = found;
         let compressed = match &config {
             Some(config) => quantization(config).map_err(|e| e.in_file(&config_path(path)))?,
             None => None,
@@ -186,15 +192,15 @@ impl Checkpoint {
         }
         let by_name = index(&entries).map_err(|e| e.in_file(path))?;
         let path = path.to_owned();
-        Ok(Self { path, layout, config, files, gguf: None, packed, compressed, modules, entries, by_name })
+        Ok(Self { path, layout, config, files, gguf: None, packed, composed, compressed, modules, entries, by_name })
     }
 
     fn from_gguf(path: &Path, config: Option<Value>, file: GgufFile) -> Result<Self, Error> {
         let entries = gguf_entries(&file).map_err(|e| e.in_file(file.path()))?;
         let by_name = index(&entries).map_err(|e| e.in_file(path))?;
         let (path, layout, gguf) = (path.to_owned(), CheckpointLayout::Gguf, Some(file));
-        let (files, packed, compressed, modules) = (Vec::new(), Vec::new(), None, Vec::new());
-        Ok(Self { path, layout, config, files, gguf, packed, compressed, modules, entries, by_name })
+        let (files, packed, composed, compressed, modules) = (Vec::new(), Vec::new(), Vec::new(), None, Vec::new());
+        Ok(Self { path, layout, config, files, gguf, packed, composed, compressed, modules, entries, by_name })
     }
 
     /// The path that was opened.
@@ -252,8 +258,8 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchTensor`], [`Error::NotNumeric`], [`Error::UndecodableType`], and the errors of
-    /// [`Checkpoint::packed`].
+    /// [`Error::NoSuchTensor`], [`Error::NotNumeric`], [`Error::UndecodableType`], [`Error::Composed`], and the errors
+    /// of [`Checkpoint::packed`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, Error> {
         let mut out = vec![0.0; self.require(name)?.elements()];
         self.read_f32_into(name, &mut out)?;
@@ -284,6 +290,10 @@ impl Checkpoint {
                 let tensor = self.assemble(file, packed)?;
                 tensor.decode_into(out).map_err(Error::packed(name)).map_err(|e| e.in_file(&self.path))?;
             }
+            Place::Composed { composed } => {
+                let kind = self.composed[composed].description.kind.clone();
+                return Err(Error::Composed { tensor: shorten(name), kind }.in_file(&self.path));
+            }
             Place::Module { module } => match self.read_module(module)? {
                 Weight::Packed(packed) => {
                     packed.decode_into(out).map_err(Error::packed(name)).map_err(|e| e.in_file(&self.path))?;
@@ -306,14 +316,17 @@ impl Checkpoint {
     ///
     /// [`Error::NoSuchTensor`].
     pub fn plain(&self, name: &str) -> Result<Option<PlainTensor<'_>>, Error> {
-        let entry = self.require(name)?;
-        let Stored::Plain(dtype) = entry.stored else { return Ok(None) };
+        Ok(self.plain_of(self.require(name)?))
+    }
+
+    pub(crate) fn plain_of<'a>(&'a self, entry: &'a Entry) -> Option<PlainTensor<'a>> {
+        let Stored::Plain(dtype) = entry.stored else { return None };
         let bytes = match entry.place {
             Place::Safetensors { file, tensor } => Cow::Borrowed(self.lend(file, tensor).1.bytes),
             Place::Gguf { tensor, heads } => self.gguf_rows(tensor, heads, entry).1,
-            Place::Packed { .. } | Place::Module { .. } => return Ok(None),
+            Place::Packed { .. } | Place::Module { .. } | Place::Composed { .. } => return None,
         };
-        Ok(Some(PlainTensor { dtype, shape: &entry.shape, bytes }))
+        Some(PlainTensor { dtype, shape: &entry.shape, bytes })
     }
 
     /// Lends a packed tensor; borrowed from the mapped file where its layout is that of
@@ -324,14 +337,30 @@ impl Checkpoint {
     ///
     /// [`Error::NoSuchTensor`]; [`Error::Packed`] when a scale is not finite or a section has the wrong length.
     pub fn packed(&self, name: &str) -> Result<Option<PackedTensor<'_>>, Error> {
-        match self.require(name)?.place {
+        self.packed_of(self.require(name)?)
+    }
+
+    pub(crate) fn packed_of(&self, entry: &Entry) -> Result<Option<PackedTensor<'_>>, Error> {
+        match entry.place {
             Place::Packed { file, packed } => self.assemble(file, packed).map(Some),
             Place::Module { module } => match self.read_module(module)? {
                 Weight::Packed(packed) => Ok(Some(packed)),
                 Weight::Dense { .. } => Ok(None),
             },
-            Place::Safetensors { .. } | Place::Gguf { .. } => Ok(None),
+            Place::Safetensors { .. } | Place::Gguf { .. } | Place::Composed { .. } => Ok(None),
         }
+    }
+
+    /// Lends a tensor that is stored as several parts; `None` for all others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchTensor`].
+    pub fn composed(&self, name: &str) -> Result<Option<Composed<'_>>, Error> {
+        Ok(match self.require(name)?.place {
+            Place::Composed { composed } => Some(Composed { checkpoint: self, info: &self.composed[composed] }),
+            _ => None,
+        })
     }
 
     fn assemble(&self, file: usize, packed: usize) -> Result<PackedTensor<'_>, Error> {
@@ -432,12 +461,14 @@ fn join_modules(
 struct Found {
     layout: CheckpointLayout,
     packed: Vec<PackedInfo>,
+    composed: Vec<ComposedInfo>,
     entries: Vec<Entry>,
 }
 
 impl Default for Found {
     fn default() -> Self {
-        Self { layout: CheckpointLayout::Safetensors, packed: Vec::new(), entries: Vec::new() }
+        let layout = CheckpointLayout::Safetensors;
+        Self { layout, packed: Vec::new(), composed: Vec::new(), entries: Vec::new() }
     }
 }
 
@@ -448,6 +479,7 @@ impl Found {
         if infos.is_some() {
             self.layout = CheckpointLayout::Leanbits;
         }
+        let mut entries = Vec::with_capacity(header.tensors().len());
         // The section of codes stands for its tensor in the order of positions; other sections vanish.
         let mut owner = BTreeMap::new();
         for info in infos.into_iter().flatten() {
@@ -482,7 +514,18 @@ impl Found {
                     }
                 }
             };
-            self.entries.push(entry);
+            entries.push(entry);
+        }
+        for item in composed::gather(composed::find(header)?, entries)? {
+            self.entries.push(match item {
+                Item::Whole(entry) => entry,
+                Item::Composed(info) => {
+                    let (name, shape, bytes) = (info.name.clone(), info.shape.clone(), info.bytes());
+                    let place = Place::Composed { composed: self.composed.len() };
+                    self.composed.push(info);
+                    Entry { name, shape, stored: Stored::Composed, bytes, place }
+                }
+            });
         }
         Ok(())
     }

@@ -310,8 +310,16 @@ pub enum Error {
         /// Its type.
         dtype: DType,
     },
-    /// A section of a packed tensor is absent.
-    #[error("packed tensor {tensor:?} lacks its section {section:?}")]
+    /// A tensor is stored as parts that only the method can put together that made them.
+    #[error("tensor {tensor:?} is stored in parts of the kind {kind:?}, which are not put together here")]
+    Composed {
+        /// The tensor.
+        tensor: String,
+        /// The kind.
+        kind: String,
+    },
+    /// A section of a packed or composed tensor is absent.
+    #[error("tensor {tensor:?} lacks its section {section:?}")]
     MissingSection {
         /// The tensor.
         tensor: String,

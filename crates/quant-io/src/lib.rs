@@ -10,6 +10,7 @@
 //! | [`safetensors`] | safetensors | ✓ | ✓ |
 //! | [`hf`] | Hugging Face folders, single or sharded | ✓ | ✓ |
 //! | [`packed`] | packed tensors of this project in safetensors | ✓ | ✓ |
+//! | [`composed`] | tensors of this project that are stored in parts: factors, codes and code books | ✓ | – |
 //! | [`gguf`] | GGUF v2, v3 | ✓ | – |
 //! | [`compressed_tensors`] | the tensors and the configuration of that layout in such folders | ✓ | ✓ |
 //!
@@ -20,6 +21,7 @@
 
 mod atomic;
 mod checkpoint;
+pub mod composed;
 pub mod compressed_tensors;
 mod error;
 #[cfg(feature = "fuzzing")]

@@ -13,12 +13,12 @@
 //! | `NAME.second` | `F32` | values of the second level |
 //!
 //! A section of no bytes is not stored. Tensors that no entry names are plain. Every other key that
-//! begins with `leanbits.` is refused: a later version that needs one must raise the version.
+//! begins with `leanbits.` is refused: a later version that needs one must raise the version, as [`crate::composed`] does.
 
-use crate::Error;
 use crate::error::{shorten, shorten_shape};
 use crate::json::{self, Object};
 use crate::safetensors::{DType, Header, TensorSpec};
+use crate::{Error, composed};
 use quant_core::{Format, Layout, PackedTensor, Scale, ScaleType, ZeroPoint};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -26,10 +26,13 @@ use std::collections::BTreeMap;
 
 /// Metadata key of the container's version.
 pub const VERSION_KEY: &str = "leanbits.version";
-/// The version that is written, and the only one so far.
+/// The version that is written for files with packed tensors only; see [`crate::composed`] for the other one.
 pub const VERSION: &str = "1";
 /// What metadata keys of packed tensors begin with; the tensor's name follows.
 pub const PACKED_KEY: &str = "leanbits.packed.";
+
+/// What messages say that is read.
+const KNOWN: &str = "1 and 2";
 
 /// Most dimensions of a packed tensor.
 const MAX_RANK: u64 = 32;
@@ -66,16 +69,20 @@ struct Description {
 /// [`Error::MissingSection`], [`Error::BadSection`].
 pub fn find(header: &Header) -> Result<Option<Vec<PackedInfo>>, Error> {
     let metadata = header.metadata();
-    let stray = |key: &String| key.starts_with("leanbits.") && key != VERSION_KEY && !key.starts_with(PACKED_KEY);
+    let composed = metadata.get(VERSION_KEY).is_some_and(|version| version == composed::VERSION);
+    let known = |key: &str| {
+        key == VERSION_KEY || key.starts_with(PACKED_KEY) || (composed && key.starts_with(composed::COMPOSED_KEY))
+    };
+    let stray = |key: &String| key.starts_with("leanbits.") && !known(key);
     if let Some(key) = metadata.keys().find(|key| stray(key)) {
         let message = "this version of the container does not define it".to_owned();
         return Err(Error::BadField { field: shorten(key), message });
     }
     match metadata.get(VERSION_KEY) {
-        Some(version) if version == VERSION => {}
+        Some(version) if version == VERSION || composed => {}
         Some(version) => {
             let found = shorten(version);
-            return Err(Error::UnsupportedVersion { what: "leanbits container", found, known: VERSION });
+            return Err(Error::UnsupportedVersion { what: "leanbits container", found, known: KNOWN });
         }
         None => match metadata.keys().find(|key| key.starts_with(PACKED_KEY)) {
             Some(key) => {

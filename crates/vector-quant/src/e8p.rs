@@ -50,6 +50,9 @@ impl E8P {
     /// Root mean square of the quantizer's input at which it serves Gaussian values best (QuIP#).
     pub const GAUSSIAN_SCALE: f32 = 1.03;
 
+    /// What the remainder is multiplied by where the code book is applied twice (QuIP#).
+    pub const RESIDUAL_GAIN: f32 = 3.45;
+
     /// The 256 magnitude patterns.
     #[must_use]
     pub fn patterns() -> &'static [[f32; 8]] {

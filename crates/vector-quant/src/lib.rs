@@ -46,6 +46,7 @@ mod nearest;
 mod polar;
 mod rotated;
 pub mod rwkvquant;
+mod sizes;
 
 pub use book::{BookType, LearnedBook};
 pub use codec::{Residual, VectorCodec};
@@ -60,6 +61,7 @@ pub use linear::{Books, BooksHeader, LearnedBooks, OwnedParts, Parts, VqLinear};
 pub use magnitude::{LloydMax, chi_lloyd_max};
 pub use polar::{Magnitude, PolarCodec, PolarConfig};
 pub use rotated::{FixedBook, Rotated, RotatedVq, rotated_vq};
+pub use sizes::PartSizes;
 
 /// The examples of this crate's page in the book.
 #[cfg(doctest)]

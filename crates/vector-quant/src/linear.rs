@@ -153,7 +153,7 @@ impl Books {
 
 impl LearnedBooks {
     /// Number of books that a matrix needs.
-    fn groups(shape: [usize; 2], dim: usize, rows: usize, columns: usize) -> Result<usize, Error> {
+    pub(crate) fn groups(shape: [usize; 2], dim: usize, rows: usize, columns: usize) -> Result<usize, Error> {
         if dim == 0 || dim > crate::MAX_DIM {
             return Err(Error::Dimension { dim, most: crate::MAX_DIM });
         }

@@ -46,7 +46,7 @@ impl FixedBook {
         Ok(match self {
             Self::E8p => (Books::E8P(E8P), E8P::GAUSSIAN_SCALE),
             // The gain of QuIP#; the scale that serves Gaussian values best with it.
-            Self::E8pTwice => (Books::E8PTwice(Residual { first: E8P, second: E8P, gain: 3.45 }), 1.0),
+            Self::E8pTwice => (Books::E8PTwice(Residual { first: E8P, second: E8P, gain: E8P::RESIDUAL_GAIN }), 1.0),
             Self::Polar(config) => (Books::Polar(PolarCodec::new(config)?), 1.0),
         })
     }

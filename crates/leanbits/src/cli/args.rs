@@ -152,8 +152,9 @@ pub(crate) enum Dtype {
 #[command(after_help = "A recipe is a TOML file; the first rule that matches a tensor decides:\n\n  \
     format = \"int4-g128-asym\"            # linears that no rule names; or \"keep\"\n  \
     [[rule]]\n  match = [\"*.down_proj.weight\"]      # one pattern or a list\n  format = \"int8\"\n\n\
-    Further keys: `method` for all tensors or in a rule: \"rtn\", \"mse\", \"gptq\", \"awq\", or a table\n\
-    with settings such as { name = \"gptq\", damp = 0.05 }; `activations = \"int8\"`; [transform] with\n\
+    Further keys: `method` for all tensors or in a rule: \"rtn\", \"mse\", \"gptq\", \"awq\"; \"svd\", \"asvd\",\n\
+    \"svd-llm\", \"corrected\", which store factors; with format = \"vectors\" also \"kmeans\", \"gptvq\", \"e8p\",\n\
+    \"pcdvq\"; \"rwkvquant\"; or a table with settings such as { name = \"gptq\", damp = 0.05 }; `activations = \"int8\"`; [transform] with\n\
     `rotate = \"hadamard\"` and `smooth = 0.5`; [calibration] with `windows`, `tokens`, `seed`, `bos`, `split`;\n\
     `default-exclusions = false` also quantizes embeddings, head, norms and routers.\n\
     `leanbits compress --list-presets` shows the recipes that come with the program.\n\n\

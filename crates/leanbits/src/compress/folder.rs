@@ -2,7 +2,7 @@
 
 use super::{CompressOptions, Source};
 use crate::plan::Plan;
-use crate::recipe::{Choice, Reason};
+use crate::recipe::Reason;
 use crate::storage::compressed_tensors_config;
 use crate::{Error, StorageLayout};
 use quant_core::Format;
@@ -74,12 +74,15 @@ pub(super) fn config(source: &Source<'_>, plan: &Plan, options: &CompressOptions
             quantization
         }
         StorageLayout::CompressedTensors => {
-            let compressed: Vec<_> =
-                plan.quantized().map(|(t, format)| (t.name.as_str(), format, t.shape.as_slice())).collect();
+            let compressed: Vec<_> = plan
+                .compressed()
+                .filter_map(|t| Some((t.name.as_str(), t.packed_format()?, t.shape.as_slice())))
+                .collect();
             // Embeddings are no linears, so nothing has to spare them.
-            let spared = plan.tensors.iter().filter(|t| {
-                t.decision.choice == Choice::Keep && t.decision.reason != Reason::Embedding && t.shape.len() == 2
-            });
+            let spared = plan
+                .tensors
+                .iter()
+                .filter(|t| t.is_kept() && t.treatment.decision.reason != Reason::Embedding && t.shape.len() == 2);
             let left_alone: Vec<&str> = spared.map(|t| t.name.as_str()).collect();
             let mut quantization = compressed_tensors_config(&compressed, &left_alone)?;
             if activations.is_some() {

@@ -157,6 +157,13 @@ fn check(what: &str, batch: &Batch, values: &[f32], width: usize) -> Result<(), 
     }
 }
 
+/// The error for what a multiplier is multiplied with in some window of a batch.
+pub(super) fn not_finite_multiplier(name: &str, batch: &Batch, value: f32) -> Error {
+    let last = batch.first_window + batch.stream.texts().count().saturating_sub(1);
+    let what = format!("what {name} is multiplied with");
+    Error::Activations { what, first_window: batch.first_window, last_window: last, channel: 0, value }
+}
+
 fn not_finite(what: &str, batch: &Batch, rows: usize, (row, channel, value): (usize, usize, f32)) -> Error {
     // An expert sees only some tokens of a batch, so that its rows do not tell the window.
     let whole = rows == batch.stream.tokens();

@@ -9,20 +9,21 @@
 
 use super::calibration::Windows;
 use super::gather::{self, Batch};
-use super::methods::{self, Group};
-use super::outcome::{Energy, Outcome};
+use super::methods::{self, Group, Made};
+use super::multipliers;
+use super::outcome::Outcome;
 use super::run::Run;
 use super::smooth;
-use super::source::{Source, Working, into_model_error};
+use super::source::{Source, Working};
 use super::stream::{Stream, round};
 use super::structure::{LayerShape, SlotShape, Structure};
 use crate::models::{Apply, Error as ModelError, Layer, Layers, WeightSource};
 use crate::plan::{Plan, PlannedTensor};
-use crate::recipe::{Choice, Method, Recipe};
-use crate::storage::Section;
+use crate::recipe::Recipe;
+use crate::storage::{Section, into_model_error};
 use crate::{Error, Progress, StorageLayout};
 use quant_calib::Statistics;
-use quant_core::{Format, Linear, PackedTensor};
+use quant_core::Linear;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,12 +45,12 @@ impl Job<'_> {
     /// Writes every tensor that is missing.
     pub(super) fn write_all(&self, run: &mut Run<'_>, progress: &mut dyn Progress) -> Result<(), Error> {
         let mut stream = Stream::new(self.source, self.plan, self.layout);
-        for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer.is_none()) {
+        for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer().is_none()) {
             stream.write(run, tensor)?;
             progress.advance(tensor.source_bytes, &tensor.name);
         }
         let layers = Layers::new(self.structure.config.clone(), self, Apply::Decoded);
-        let mut batches = self.embed(&layers)?;
+        let mut batches = embed(&layers, self.windows)?;
         let mut first = 0;
         if let Some(state) = run.take_state() {
             first = state.layer();
@@ -60,23 +61,11 @@ impl Job<'_> {
                 batches = self.layer(run, index, shape, &batches)?;
                 run.save_state(index + 1, &gather::rows(&batches)?)?;
             }
-            for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer == Some(index)) {
+            for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer() == Some(index)) {
                 progress.advance(tensor.source_bytes, &tensor.name);
             }
         }
         self.head(run, &layers, &batches, progress)
-    }
-
-    fn embed(&self, layers: &Layers<'_>) -> Result<Vec<Batch>, Error> {
-        let embedding = layers.embedding()?;
-        let mut first = 0;
-        let batch = |texts: &[Vec<u32>]| {
-            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-            let batch = Batch { first_window: first, stream: embedding.stream(&texts)? };
-            first += texts.len();
-            Ok(batch)
-        };
-        self.windows.batches(BATCH_TOKENS).into_iter().map(batch).collect()
     }
 
     /// Rounds one layer; returns what enters the next.
@@ -87,13 +76,14 @@ impl Job<'_> {
         shape: &LayerShape,
         batches: &[Batch],
     ) -> Result<Vec<Batch>, Error> {
-        let tensors = || self.plan.tensors.iter().filter(|tensor| tensor.layer == Some(index));
+        let tensors = || self.plan.tensors.iter().filter(|tensor| tensor.layer() == Some(index));
         let mut working = run.io.time(|| Working::read(self.source, tensors()))?;
         let config = &self.structure.config;
         let load = |working: &Working<'_>| Layers::new(config.clone(), working, Apply::Decoded).layer(index);
         let mut layer = load(&working)?;
         let scaled = smooth::scale(self, &mut working, &layer, shape, batches, run)?;
-        let mut whole = self.round_whole(run, &mut working, index)?;
+        let mut whole = self.code_multipliers(run, &mut working, &layer, batches)?;
+        whole.append(&mut self.round_whole(run, &mut working, index)?);
         if scaled || !whole.is_empty() {
             layer = load(&working)?;
         }
@@ -101,22 +91,21 @@ impl Job<'_> {
         for stage in 0..shape.stages() {
             let slots: Vec<&SlotShape> = shape.slots.iter().filter(|slot| slot.stage == stage).collect();
             let part = gather::up_to(&layer, shape, stage)?;
-            for (slot, quantized) in self.stage(run, &layer, &part, &slots, batches)? {
-                let packed = Arc::new(quantized.packed.clone());
-                layer.slot_mut(&slot.name)?.set_linear(packed, Apply::Decoded)?;
-                parts.add(slot, quantized);
+            for (slot, made) in self.stage(run, &layer, &part, &slots, batches)? {
+                layer.slot_mut(&slot.name)?.set_linear(Arc::from(made.weight.clone()), Apply::Decoded)?;
+                parts.add(slot, made);
             }
             self.round_inputs(&mut layer, &slots)?;
         }
         for tensor in tensors() {
-            let (sections, outcome) = match tensor.decision.choice {
-                Choice::Keep => (working.kept(&tensor.name)?, Outcome::default()),
-                Choice::Quantize(_) => {
-                    let (packed, outcome) = match whole.remove(&tensor.name) {
-                        Some(rounded) => (rounded.packed, rounded.outcome),
+            let (sections, outcome) = match tensor.is_kept() {
+                true => (working.kept(&tensor.name)?, Outcome::default()),
+                false => {
+                    let made = match whole.remove(&tensor.name) {
+                        Some(made) => made,
                         None => parts.take(self.source, shape, tensor)?,
                     };
-                    (Section::packed(&tensor.name, &packed, self.layout)?, outcome)
+                    (Section::compressed(&tensor.name, &made.weight, self.layout)?, made.outcome)
                 }
             };
             run.put(tensor, &sections, outcome)?;
@@ -125,36 +114,64 @@ impl Job<'_> {
         run.running.time(|| gather::forward(&layer, batches))
     }
 
-    /// Rounds tensors to nearest that are no linears of their own, and computes with what they became.
+    /// Codes the multipliers of a layer, and computes with what they became.
+    fn code_multipliers(
+        &self,
+        run: &mut Run<'_>,
+        working: &mut Working<'_>,
+        layer: &Layer,
+        batches: &[Batch],
+    ) -> Result<BTreeMap<String, Made>, Error> {
+        let of_layer =
+            |tensor: &&PlannedTensor| tensor.layer() == Some(layer.index()) && !tensor.treatment.multipliers.is_empty();
+        let tensors = self.plan.tensors.iter().filter(of_layer);
+        let tensors: Vec<(&PlannedTensor, Vec<f32>)> =
+            tensors.filter_map(|tensor| Some((tensor, working.values(&tensor.name)?.to_vec()))).collect();
+        let made = run.running.time(|| multipliers::code(self.source.path(), layer, &tensors, batches))?;
+        self.replace(working, &made)?;
+        Ok(made)
+    }
+
+    /// Compresses tensors without a look at inputs that are no linears of their own, and computes with what they became.
     fn round_whole(
         &self,
         run: &mut Run<'_>,
         working: &mut Working<'_>,
         layer: usize,
-    ) -> Result<BTreeMap<String, methods::Quantized>, Error> {
+    ) -> Result<BTreeMap<String, Made>, Error> {
         let mut rounded = BTreeMap::new();
-        for tensor in self.plan.tensors.iter().filter(|tensor| tensor.whole && tensor.layer == Some(layer)) {
-            if let Choice::Quantize(format) = tensor.decision.choice
-                && let Some(values) = working.change(&tensor.name)
-            {
-                let (packed, errors) = run.packing.time(|| round(self.source, tensor, values, format, None))?;
-                packed.decode_into(values).map_err(|source| Error::Tensor {
-                    file: self.source.path().to_owned(),
-                    tensor: tensor.name.clone(),
-                    source: Box::new(source),
-                })?;
-                let outcome = Outcome { weights: Some(Energy::of(&errors)), ..Outcome::default() };
-                rounded.insert(tensor.name.clone(), methods::Quantized { packed, outcome });
+        let is_whole =
+            |tensor: &&PlannedTensor| tensor.treatment.whole && tensor.layer() == Some(layer) && !tensor.is_kept();
+        for tensor in self.plan.tensors.iter().filter(is_whole) {
+            if let Some(values) = working.values(&tensor.name) {
+                let made = run.packing.time(|| round(self.source, tensor, values, None))?;
+                rounded.insert(tensor.name.clone(), made);
             }
         }
+        self.replace(working, &rounded)?;
         Ok(rounded)
+    }
+
+    /// Puts decoded values in the place of those that were compressed.
+    fn replace(&self, working: &mut Working<'_>, made: &BTreeMap<String, Made>) -> Result<(), Error> {
+        for (name, made) in made {
+            let decoded = made.weight.to_dense().map_err(|source| Error::Tensor {
+                file: self.source.path().to_owned(),
+                tensor: name.clone(),
+                source: Box::new(source),
+            })?;
+            if let Some(values) = working.change(name) {
+                *values = decoded;
+            }
+        }
+        Ok(())
     }
 
     /// Makes linears of quantized tensors round their inputs, if the recipe says so.
     fn round_inputs(&self, layer: &mut Layer, slots: &[&SlotShape]) -> Result<(), Error> {
         for slot in slots {
             let tensor = self.plan.get(&slot.origin.tensor);
-            if tensor.is_some_and(|tensor| tensor.decision.choice != Choice::Keep) {
+            if tensor.is_some_and(|tensor| !tensor.is_kept()) {
                 layer.slot_mut(&slot.name)?.set_input_format(self.recipe.activations)?;
             }
         }
@@ -169,17 +186,17 @@ impl Job<'_> {
         part: &Layer,
         slots: &[&'s SlotShape],
         batches: &[Batch],
-    ) -> Result<Vec<(&'s SlotShape, methods::Quantized)>, Error> {
-        let mut groups: BTreeMap<usize, Vec<(&SlotShape, Format, &Method)>> = BTreeMap::new();
+    ) -> Result<Vec<(&'s SlotShape, Made)>, Error> {
+        let mut groups: BTreeMap<usize, Vec<(&SlotShape, &PlannedTensor)>> = BTreeMap::new();
         for &slot in slots {
-            let Some(tensor) = self.plan.get(&slot.origin.tensor).filter(|tensor| !tensor.whole) else { continue };
-            if let Choice::Quantize(format) = tensor.decision.choice {
-                groups.entry(slot.group).or_default().push((slot, format, &tensor.method));
+            let planned = self.plan.get(&slot.origin.tensor);
+            if let Some(tensor) = planned.filter(|tensor| !tensor.treatment.whole && !tensor.is_kept()) {
+                groups.entry(slot.group).or_default().push((slot, tensor));
             }
         }
         let watched = groups.values().filter_map(|members| {
             let (slot, ..) = members.first()?;
-            let methods = members.iter().map(|(_, _, method)| *method);
+            let methods = members.iter().map(|(_, tensor)| &tensor.treatment.method);
             Some(methods::needs(methods).map(|needs| (slot.name.clone(), slot.shape[1], needs)))
         });
         let watched = watched.collect::<Result<Vec<_>, Error>>()?;
@@ -187,14 +204,14 @@ impl Job<'_> {
         run.packing.time(|| {
             let total = self.windows.report.tokens as u64;
             let groups: Vec<_> = groups.into_values().zip(&statistics).collect();
-            let quantize = |(members, statistics): (Vec<(&'s SlotShape, Format, &Method)>, &Statistics)| {
-                let asked = members.iter().map(|(slot, format, method)| (slot.name.as_str(), *format, *method));
+            let quantize = |(members, statistics): (Vec<(&'s SlotShape, &PlannedTensor)>, &Statistics)| {
+                let asked = members.iter().map(|(slot, tensor)| (slot.name.as_str(), *tensor));
                 let group = Group::new(self.source.path(), statistics, total, asked)?;
                 members
                     .into_par_iter()
-                    .map(|(slot, format, method)| {
+                    .map(|(slot, tensor)| {
                         let weight = layer.slot(&slot.name)?.weight()?;
-                        Ok((slot, group.quantize(slot, &weight, format, method)?))
+                        Ok((slot, group.make(slot, &weight, tensor)?))
                     })
                     .collect::<Result<Vec<_>, Error>>()
             };
@@ -212,25 +229,38 @@ impl Job<'_> {
         progress: &mut dyn Progress,
     ) -> Result<(), Error> {
         let last = self.structure.layers.len();
-        for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer == Some(last)) {
-            if let (Choice::Quantize(format), false) = (tensor.decision.choice, run.is_done(tensor)) {
+        for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer() == Some(last)) {
+            if !tensor.is_kept() && !run.is_done(tensor) {
                 let head = layers.head()?;
                 let slot = SlotShape::of_head(head.slot());
-                let needs = methods::needs([&tensor.method].into_iter())?;
+                let needs = methods::needs([&tensor.treatment.method].into_iter())?;
                 let statistics = run.running.time(|| gather::head(&head, batches, &needs))?;
-                let quantized = run.packing.time(|| {
+                let made = run.packing.time(|| {
                     let total = self.windows.report.tokens as u64;
-                    let asked = [(slot.name.as_str(), format, &tensor.method)].into_iter();
+                    let asked = [(slot.name.as_str(), tensor)].into_iter();
                     let group = Group::new(self.source.path(), &statistics, total, asked)?;
-                    group.quantize(&slot, &head.slot().weight()?, format, &tensor.method)
+                    group.make(&slot, &head.slot().weight()?, tensor)
                 })?;
-                let sections = Section::packed(&tensor.name, &quantized.packed, self.layout)?;
-                run.put(tensor, &sections, quantized.outcome)?;
+                let sections = Section::compressed(&tensor.name, &made.weight, self.layout)?;
+                run.put(tensor, &sections, made.outcome)?;
             }
             progress.advance(tensor.source_bytes, &tensor.name);
         }
         Ok(())
     }
+}
+
+/// What enters the first layer.
+pub(super) fn embed(layers: &Layers<'_>, windows: &Windows) -> Result<Vec<Batch>, Error> {
+    let embedding = layers.embedding()?;
+    let mut first = 0;
+    let batch = |texts: &[Vec<u32>]| {
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let batch = Batch { first_window: first, stream: embedding.stream(&texts)? };
+        first += texts.len();
+        Ok(batch)
+    };
+    windows.batches(BATCH_TOKENS).into_iter().map(batch).collect()
 }
 
 /// The ends of the model as they will be stored: what is kept is rounded to its type, an embedding that is quantized is
@@ -247,11 +277,16 @@ impl WeightSource for Job<'_> {
     fn tensor(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let stored = || {
             let mut values = self.source.read(name)?;
-            match self.plan.get(name).map(|tensor| (tensor, tensor.decision.choice)) {
-                Some((tensor, Choice::Quantize(format))) if tensor.layer.is_none() => {
-                    Ok(round(self.source, tensor, &values, format, None)?.0.decode())
+            match self.plan.get(name) {
+                Some(tensor) if !tensor.is_kept() && tensor.layer().is_none() => {
+                    let made = round(self.source, tensor, &values, None)?;
+                    made.weight.to_dense().map_err(|source| Error::Tensor {
+                        file: self.source.path().to_owned(),
+                        tensor: name.to_owned(),
+                        source: Box::new(source),
+                    })
                 }
-                Some((_, Choice::Keep)) if self.source.changes(name) => {
+                Some(tensor) if tensor.is_kept() && self.source.changes(name) => {
                     self.source.round(name, &mut values)?;
                     Ok(values)
                 }
@@ -266,34 +301,26 @@ impl WeightSource for Job<'_> {
     }
 }
 
-/// Rounded linears, until all those of a tensor are there.
+/// Compressed linears, until all those of a tensor are there.
 #[derive(Default)]
-struct Parts(BTreeMap<String, methods::Quantized>);
+struct Parts(BTreeMap<String, Made>);
 
 impl Parts {
-    fn add(&mut self, slot: &SlotShape, quantized: methods::Quantized) {
-        self.0.insert(slot.name.clone(), quantized);
+    fn add(&mut self, slot: &SlotShape, made: Made) {
+        self.0.insert(slot.name.clone(), made);
     }
 
     /// The tensor that some linears are the rows of.
-    fn take(
-        &mut self,
-        source: &Source<'_>,
-        shape: &LayerShape,
-        tensor: &PlannedTensor,
-    ) -> Result<(PackedTensor<'static>, Outcome), Error> {
+    fn take(&mut self, source: &Source<'_>, shape: &LayerShape, tensor: &PlannedTensor) -> Result<Made, Error> {
         let slots = shape.slots_of(&tensor.name);
-        let mut parts: Vec<methods::Quantized> = slots.iter().filter_map(|slot| self.0.remove(&slot.name)).collect();
+        let mut parts: Vec<Made> = slots.iter().filter_map(|slot| self.0.remove(&slot.name)).collect();
         match (parts.len() == slots.len(), parts.len()) {
-            (true, 1) => {
-                let part = parts.remove(0);
-                Ok((part.packed, part.outcome))
-            }
+            (true, 1) => Ok(parts.remove(0)),
             (true, 2..) => methods::stack(source.path(), tensor, &parts),
             // The plan leaves tensors that are no linears to the other job.
             _ => Err(Error::Unsuitable {
                 tensor: tensor.name.clone(),
-                method: tensor.method.name(),
+                method: tensor.treatment.method.name(),
                 reason: "it is no linear of a layer",
             }),
         }

@@ -3,19 +3,25 @@
 //! | file | what |
 //! |---|---|
 //! | `mod.rs` | the call, from options to report |
-//! | `prepare.rs` | the plan: methods of tensors, and what is refused before any work |
+//! | `prepare.rs`, `forms.rs` | the plan: methods and forms of tensors, and what is refused before any work |
+//! | `hybrid.rs`, `budget.rs` | what is decided for all tensors together: RWKVQuant's choice, ranks under a budget |
 //! | `run.rs`, `journal.rs`, `resume.rs`, `state.rs`, `folder.rs` | the output folder, and going on after an interruption |
 //! | `source.rs`, `rotate.rs` | the model as it is read, in the basis that the recipe asks for |
 //! | `stream.rs` | tensors that need no calibration, one at a time |
-//! | `layers.rs`, `structure.rs`, `gather.rs`, `smooth.rs`, `methods.rs` | layer by layer, on a calibration text |
+//! | `layers.rs`, `structure.rs`, `gather.rs`, `smooth.rs` | layer by layer, on a calibration text |
+//! | `methods.rs`, `multipliers.rs`, `vectors.rs` | one linear, or one layer's multipliers |
 //! | `calibration.rs` | the windows of that text |
 
+mod budget;
 mod calibration;
 mod folder;
+mod forms;
 mod gather;
+mod hybrid;
 mod journal;
 mod layers;
 mod methods;
+mod multipliers;
 mod outcome;
 mod prepare;
 mod resume;
@@ -26,18 +32,19 @@ mod source;
 mod state;
 mod stream;
 mod structure;
+mod vectors;
 
 pub use calibration::CalibrationReport;
 pub(crate) use calibration::Windows;
 pub(crate) use folder::activations;
-pub(crate) use outcome::{Energy, Outcome};
+pub(crate) use outcome::{CodeUsage, Energy, Outcome};
 pub(crate) use source::Source;
 
 use crate::models::Config;
 use crate::plan::Plan;
-use crate::recipe::{Reason, Recipe};
+use crate::recipe::{Decision, Reason, Recipe};
 use crate::report::{CompressReport, RunCost, TensorReport, rule_lines};
-use crate::storage::StorageLayout;
+use crate::storage::{StorageLayout, stored_form};
 use crate::usage::peak_rss_bytes;
 use crate::{Error, Progress};
 use prepare::Prepared;
@@ -117,16 +124,20 @@ pub fn compress(
     }
     let checkpoint = folder::open(model)?;
     let source = prepare::source(&checkpoint, recipe)?;
-    let Prepared { plan, structure } = prepare::plan(&source, options)?;
+    let Prepared { mut treatments, structure } = prepare::treatments(&source, options)?;
+    let windows = match (&structure, &options.calibration) {
+        (Some(_), Some(text)) => Some(Windows::open(model, &Config::from_folder(model)?, text, &recipe.calibration)?),
+        _ => None,
+    };
+    if let (true, Some(structure), Some(windows)) = (recipe.method.has_budget(), &structure, &windows) {
+        budget::Budget { source: &source, structure, windows, recipe }.allocate(&mut treatments, progress)?;
+    }
+    let plan = prepare::plan(&source, options, treatments)?;
     let warnings: Vec<String> =
         recipe.idle_rules(plan.tensors.iter().map(|t| t.name.as_str())).iter().map(ToString::to_string).collect();
     for warning in &warnings {
         progress.note(&format!("warning: {warning}"));
     }
-    let windows = match (&structure, &options.calibration) {
-        (Some(_), Some(text)) => Some(Windows::open(model, &Config::from_folder(model)?, text, &recipe.calibration)?),
-        _ => None,
-    };
     let told = windows.as_ref().map(|windows| windows.report.clone());
     if let Some(told) = told.as_ref().filter(|told| told.windows < recipe.calibration.windows) {
         progress.note(&format!("the calibration text has {} of {} windows", told.windows, recipe.calibration.windows));
@@ -193,7 +204,7 @@ fn report(
         file_bytes: plan.file_bytes(),
         source_bytes: plan.sum(|t| t.source_bytes),
         parameters: plan.sum(|t| t.elements),
-        quantized_parameters: plan.quantized().map(|(t, _)| t.elements).sum(),
+        quantized_parameters: plan.compressed().map(|tensor| tensor.elements).sum(),
         bits_per_weight: plan.bits_per_weight(),
         bits_per_parameter: bits(plan.sum(|t| t.bytes), plan.sum(|t| t.elements)),
         sqnr_db: Energy::sum(outcomes.iter().filter_map(|outcome| outcome.weights)).sqnr_db(),
@@ -212,12 +223,13 @@ pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Error> {
 }
 
 /// Refuses a tensor that is quantized already.
-fn refuse_quantized(plan: &Plan, model: &Path) -> Result<(), Error> {
-    match plan.tensors.iter().find(|t| t.decision.reason == Reason::AlreadyQuantized) {
+fn refuse_quantized(source: &Source<'_>, decisions: &[Decision]) -> Result<(), Error> {
+    match source.entries().iter().zip(decisions).find(|(_, d)| d.reason == Reason::AlreadyQuantized) {
         None => Ok(()),
-        Some(tensor) => {
-            let (tensor, stored) = (tensor.name.clone(), tensor.stored.clone());
-            Err(Error::AlreadyQuantized { file: model.to_owned(), tensor, stored })
-        }
+        Some((entry, _)) => Err(Error::AlreadyQuantized {
+            file: source.path().to_owned(),
+            tensor: entry.name.clone(),
+            stored: stored_form(source.checkpoint(), entry)?,
+        }),
     }
 }

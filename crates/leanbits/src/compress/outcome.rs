@@ -58,4 +58,42 @@ pub(crate) struct Outcome {
     pub(crate) method: Option<String>,
     /// What a reader of the report should know.
     pub(crate) note: Option<String>,
+    /// Rank of its factors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rank: Option<u64>,
+    /// Singular values relative to the largest, in thousandths of dB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spectrum: Option<Vec<i32>>,
+    /// How its code books are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) codes: Option<CodeUsage>,
+}
+
+/// How code books are used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CodeUsage {
+    /// Entries of all books.
+    pub(crate) entries: u64,
+    /// Entries that some vector uses.
+    pub(crate) used: u64,
+    /// Vectors.
+    pub(crate) vectors: u64,
+    /// Entropy of the codes of a book in bits, on average over vectors.
+    pub(crate) entropy: Exact,
+}
+
+/// A number that is stored as its bits, which every JSON reader gives back exactly.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Exact(pub(crate) f64);
+
+impl Serialize for Exact {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.to_bits().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Exact {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(f64::from_bits).map(Self)
+    }
 }

@@ -73,7 +73,7 @@ impl<'a> Run<'a> {
         let found = resume::check(output, plan, entries)?;
         // A layer that was damaged is made again, and with it all that follow.
         let damaged = plan.tensors.iter().filter(|tensor| found.get(&tensor.name).is_none());
-        let damaged = damaged.filter_map(|tensor| tensor.layer.filter(|layer| *layer < reached)).min();
+        let damaged = damaged.filter_map(|tensor| tensor.layer().filter(|layer| *layer < reached)).min();
         if damaged.is_some() {
             state::remove(output);
             return Self::start(output, source, plan, options, calibration);

@@ -18,7 +18,8 @@ use super::source::Working;
 use super::structure::{LayerShape, SlotShape};
 use crate::Error;
 use crate::models::{Layer, Role};
-use crate::recipe::{Choice, Method};
+use crate::recipe::Method;
+use crate::storage::Form;
 use quant_calib::{Needs, Statistics};
 use quant_core::{Format, Shaped};
 use weight_quant::OutputError;
@@ -120,8 +121,10 @@ fn how<'a>(job: &Job<'a>, pair: &Pair<'_>) -> Option<How<'a>> {
     }
     pair.readers.iter().find_map(|slot| {
         let tensor = job.plan.get(&slot.origin.tensor)?;
-        match (tensor.decision.choice, &tensor.method) {
-            (Choice::Quantize(format), Method::Awq(config)) => Some(How::Awq(config, format)),
+        match (&tensor.treatment.form, tensor.treatment.method.scalar()) {
+            (Some(Form::Packed(format) | Form::Corrected { base: format, .. }), Method::Awq(config)) => {
+                Some(How::Awq(config, *format))
+            }
             _ => None,
         }
     })
@@ -236,8 +239,8 @@ fn fold(job: &Job<'_>, working: &mut Working<'_>, pair: &Pair<'_>, scales: &[f32
 
 /// Rounds a tensor that will not be quantized to the type it is stored in.
 fn round_kept(job: &Job<'_>, working: &mut Working<'_>, tensor: &str) -> Result<(), Error> {
-    match job.plan.get(tensor).map(|tensor| tensor.decision.choice) {
-        Some(Choice::Keep) => working.round(tensor),
+    match job.plan.get(tensor) {
+        Some(planned) if planned.is_kept() => working.round(tensor),
         _ => Ok(()),
     }
 }

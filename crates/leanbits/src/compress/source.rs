@@ -3,8 +3,7 @@
 use super::rotate::Basis;
 use crate::models::{Config, Error as ModelError, WeightSource};
 use crate::plan::PlannedTensor;
-use crate::recipe::Choice;
-use crate::storage::Section;
+use crate::storage::{Section, into_model_error};
 use crate::{Error, FloatType};
 use quant_core::Linear;
 use quant_io::{Checkpoint, Entry, Stored};
@@ -156,15 +155,6 @@ impl WeightSource for Source<'_> {
     }
 }
 
-/// Reading fails in files; whatever else went wrong is told by name.
-pub(super) fn into_model_error(error: Error) -> ModelError {
-    match error {
-        Error::Io(error) => ModelError::Weights(error),
-        Error::Model(error) => error,
-        other => ModelError::Source { source: Box::new(other) },
-    }
-}
-
 /// The tensors of one layer, while it is changed.
 #[derive(Debug)]
 pub(super) struct Working<'a> {
@@ -189,7 +179,7 @@ impl<'a> Working<'a> {
         for planned in planned {
             let mut values = source.read(&planned.name)?;
             let changed = source.changes(&planned.name);
-            if changed && planned.decision.choice == Choice::Keep {
+            if changed && planned.is_kept() {
                 source.round(&planned.name, &mut values)?;
             }
             tensors.insert(planned.name.clone(), Tensor { values, changed });

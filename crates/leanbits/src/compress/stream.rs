@@ -1,15 +1,14 @@
 //! Tensors that need no calibration, one at a time.
 
 use super::Source;
+use super::methods::{self, Made};
 use super::outcome::{Energy, Outcome};
 use super::run::Run;
 use crate::encode::{encode, encode_searched, largest_magnitude};
 use crate::plan::{Plan, PlannedTensor};
-use crate::recipe::{Choice, Method};
-use crate::storage::Section;
+use crate::recipe::Method;
+use crate::storage::{Compressed, Section};
 use crate::{Error, Progress, StorageLayout};
-use quant_core::metrics::ErrorStats;
-use quant_core::{Format, PackedTensor};
 use std::collections::BTreeMap;
 
 /// Writes tensors that need no calibration.
@@ -40,35 +39,33 @@ impl<'a> Stream<'a> {
         if run.is_done(tensor) {
             return Ok(());
         }
-        match tensor.decision.choice {
-            Choice::Keep => {
-                let sections = run.io.time(|| self.source.kept(&tensor.name))?;
-                run.put(tensor, &sections, Outcome::default())?;
-            }
-            Choice::Quantize(format) => {
-                let values = run.io.time(|| self.source.read(&tensor.name))?;
-                let amax = run.io.time(|| self.shared_amax(tensor, format))?;
-                let (sections, errors) = run.packing.time(|| {
-                    let (packed, errors) = round(self.source, tensor, &values, format, amax)?;
-                    drop(values);
-                    Ok::<_, Error>((Section::packed(&tensor.name, &packed, self.layout)?, errors))
-                })?;
-                let outcome = Outcome { weights: Some(Energy::of(&errors)), ..Outcome::default() };
-                run.put(tensor, &sections, outcome)?;
-            }
+        if tensor.is_kept() {
+            let sections = run.io.time(|| self.source.kept(&tensor.name))?;
+            run.put(tensor, &sections, Outcome::default())?;
+        } else {
+            let values = run.io.time(|| self.source.read(&tensor.name))?;
+            let amax = run.io.time(|| self.shared_amax(tensor))?;
+            let (sections, outcome) = run.packing.time(|| {
+                let made = round(self.source, tensor, &values, amax)?;
+                drop(values);
+                Ok::<_, Error>((Section::compressed(&tensor.name, &made.weight, self.layout)?, made.outcome))
+            })?;
+            run.put(tensor, &sections, outcome)?;
         }
         run.io.time(|| self.source.checkpoint().release_pages());
         Ok(())
     }
 
     /// The largest magnitude of all tensors that share a scale with this one, found when the first of them is written.
-    fn shared_amax(&mut self, tensor: &PlannedTensor, format: Format) -> Result<Option<f32>, Error> {
+    fn shared_amax(&mut self, tensor: &PlannedTensor) -> Result<Option<f32>, Error> {
+        let Some(format) = tensor.packed_format() else { return Ok(None) };
         let Some(key) = self.layout.shared_scale(&tensor.name, format) else { return Ok(None) };
         if let Some(amax) = self.shared.get(&key) {
             return Ok(Some(*amax));
         }
         let mut amax = 0.0_f32;
-        for (other, format) in self.plan.quantized() {
+        for other in self.plan.compressed() {
+            let Some(format) = other.packed_format() else { continue };
             if self.layout.shared_scale(&other.name, format).as_ref() == Some(&key) {
                 amax = amax.max(largest_magnitude(&self.source.read(&other.name)?));
             }
@@ -78,16 +75,20 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// Rounds the values of a tensor by a method that looks at nothing else.
+/// Compresses a tensor by a method that looks at nothing else.
 pub(super) fn round(
     source: &Source<'_>,
     tensor: &PlannedTensor,
     values: &[f32],
-    format: Format,
     amax: Option<f32>,
-) -> Result<(PackedTensor<'static>, ErrorStats), Error> {
-    match &tensor.method {
-        Method::Mse(clip) => encode_searched(source.path(), &tensor.name, values, &tensor.shape, format, clip),
-        _ => encode(source.path(), &tensor.name, values, &tensor.shape, format, amax),
-    }
+) -> Result<Made, Error> {
+    let (packed, errors) = match (&tensor.treatment.method, tensor.packed_format()) {
+        (_, None) => return methods::alone(source.path(), tensor, values),
+        (Method::Mse(clip), Some(format)) => {
+            encode_searched(source.path(), &tensor.name, values, &tensor.shape, format, clip)?
+        }
+        (_, Some(format)) => encode(source.path(), &tensor.name, values, &tensor.shape, format, amax)?,
+    };
+    let outcome = Outcome { weights: Some(Energy::of(&errors)), ..Outcome::default() };
+    Ok(Made { weight: Compressed::Packed(packed), outcome })
 }

@@ -21,6 +21,8 @@ pub(super) struct LayerShape {
     /// Names of the tensors of the checkpoint that belong to the layer.
     pub(super) tensors: BTreeSet<String>,
     pub(super) slots: Vec<SlotShape>,
+    /// Names of its element-wise multipliers.
+    pub(super) multipliers: Vec<String>,
 }
 
 /// One linear of a layer.
@@ -61,7 +63,8 @@ impl Structure {
         let layer = |index| {
             shapes.asked.borrow_mut().clear();
             let layer = layers.layer(index)?;
-            Ok(LayerShape { tensors: shapes.asked.take(), slots: slots(&layer) })
+            let multipliers = layer.multipliers().iter().map(|vector| vector.name().to_owned()).collect();
+            Ok(LayerShape { tensors: shapes.asked.take(), slots: slots(&layer), multipliers })
         };
         Ok(Self { config: config.clone(), layers: (0..layers.len()).map(layer).collect::<Result<_, Error>>()? })
     }
@@ -78,6 +81,18 @@ impl LayerShape {
         let mut slots: Vec<&SlotShape> = self.slots.iter().filter(|slot| slot.origin.tensor == tensor).collect();
         slots.sort_by_key(|slot| slot.origin.rows.start);
         slots
+    }
+
+    /// The multipliers that a tensor holds, one after the other: itself, or those that RWKV-7 stacks in one tensor,
+    /// `x_r`, `x_w`, … in `x_rwkvag`.
+    pub(super) fn multipliers_of(&self, tensor: &str) -> Vec<String> {
+        let known = |name: &String| self.multipliers.contains(name);
+        if known(&tensor.to_owned()) {
+            return vec![tensor.to_owned()];
+        }
+        let Some((stem, letters)) = tensor.rsplit_once('_') else { return Vec::new() };
+        let names: Vec<String> = letters.chars().map(|letter| format!("{stem}_{letter}")).collect();
+        if names.len() > 1 && names.iter().all(known) { names } else { Vec::new() }
     }
 
     /// Number of stages.

@@ -1,8 +1,8 @@
 //! Quantized tensors back to floats.
 
 use super::check_output;
-use crate::plan::{is_quantized, stored_name};
-use crate::storage::Section;
+use crate::plan::is_quantized;
+use crate::storage::{Section, read_f32, stored_form};
 use crate::table::{self, Align, Table};
 use crate::usage::peak_rss_bytes;
 use crate::{Error, Progress};
@@ -158,7 +158,7 @@ pub fn dequantize(
         Ok(DequantizedTensor {
             name: entry.name.clone(),
             shape: entry.shape.clone(),
-            from: stored_name(&entry.stored),
+            from: stored_form(&checkpoint, entry)?,
             to: spec.dtype.name().to_lowercase(),
             bytes: spec.bytes()?,
         })
@@ -192,7 +192,7 @@ fn each_tensor(
     for entry in checkpoint.entries() {
         let name = &entry.name;
         if is_quantized(&entry.stored) {
-            let values = checkpoint.read_f32(name)?;
+            let values = read_f32(checkpoint, name)?;
             let bytes = dtype.bytes(&values).map_err(|index| Error::OutOfRange {
                 file: checkpoint.path().to_owned(),
                 tensor: name.clone(),

@@ -3,10 +3,10 @@
 use super::{check_output, check_patterns};
 use crate::compress::{Energy, Outcome};
 use crate::encode::encode;
-use crate::plan::{Plan, PlannedTensor, is_quantized};
+use crate::plan::{Plan, PlannedTensor, Treatment, decide, is_quantized};
 use crate::recipe::{Choice, Decision, Reason};
 use crate::report::{TensorReport, tensor_table};
-use crate::storage::{Section, StorageLayout};
+use crate::storage::{Compressed, Section, StorageLayout};
 use crate::usage::peak_rss_bytes;
 use crate::{Error, NamePattern, Progress, table};
 use quant_core::Format;
@@ -93,13 +93,18 @@ pub fn quantize(
         let stored = crate::plan::stored_name(&entry.stored);
         return Err(Error::AlreadyQuantized { file: input.to_owned(), tensor: entry.name.clone(), stored });
     }
-    let plan = Plan::new(&checkpoint, checkpoint.entries(), StorageLayout::Leanbits, u64::MAX, |entry| match options
-        .selects(entry)
-    {
-        Ok(()) => Decision { choice: Choice::Quantize(options.format), reason: Reason::Default },
-        Err(reason) => Decision { choice: Choice::Keep, reason },
-    })?;
-    if plan.quantized().next().is_none() {
+    let treatment = |entry: &Entry| match options.selects(entry) {
+        Ok(()) => {
+            match decide(entry, |_| Decision { choice: Choice::Quantize(options.format), reason: Reason::Default }) {
+                decision if decision.choice == Choice::Keep => Treatment::kept(decision),
+                decision => Treatment::rounded(decision, options.format),
+            }
+        }
+        Err(reason) => Treatment::kept(decide(entry, |_| Decision { choice: Choice::Keep, reason })),
+    };
+    let treatments = checkpoint.entries().iter().map(treatment).collect();
+    let plan = Plan::new(&checkpoint, checkpoint.entries(), StorageLayout::Leanbits, u64::MAX, treatments)?;
+    if plan.compressed().next().is_none() {
         return Err(Error::NothingSelected { file: input.to_owned(), tensors: plan.tensors.len() });
     }
     progress.begin("quantizing", plan.sum(|tensor| tensor.source_bytes));
@@ -136,12 +141,13 @@ fn write(
     tensor: &PlannedTensor,
     writer: &mut SafetensorsWriter,
 ) -> Result<Option<ErrorStats>, Error> {
-    let (sections, errors) = match tensor.decision.choice {
-        Choice::Keep => (Section::kept(checkpoint, &tensor.name)?, None),
-        Choice::Quantize(format) => {
+    let (sections, errors) = match tensor.packed_format() {
+        None => (Section::kept(checkpoint, &tensor.name)?, None),
+        Some(format) => {
             let values = checkpoint.read_f32(&tensor.name)?;
             let (packed, errors) = encode(checkpoint.path(), &tensor.name, &values, &tensor.shape, format, None)?;
-            (Section::packed(&tensor.name, &packed, StorageLayout::Leanbits)?, Some(errors))
+            let packed = Compressed::Packed(packed);
+            (Section::compressed(&tensor.name, &packed, StorageLayout::Leanbits)?, Some(errors))
         }
     };
     for section in &sections {

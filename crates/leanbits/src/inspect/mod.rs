@@ -5,7 +5,8 @@ mod analysis;
 pub use analysis::{Distribution, OUTLIER_SIGMAS, Suitable, TRIAL_ELEMENTS, Trial, suitable_formats};
 
 use crate::convert::check_patterns;
-use crate::plan::{is_quantized, stored_name};
+use crate::plan::is_quantized;
+use crate::storage::{read_f32, stored_form};
 use crate::table::{self, Align, Table};
 use crate::{Error, NamePattern, Progress};
 use quant_io::{Checkpoint, CheckpointLayout, Entry, Stored};
@@ -79,7 +80,7 @@ pub fn inspect(
     progress.begin("reading", bytes);
     let mut tensors = Vec::with_capacity(entries.len());
     for entry in &entries {
-        let mut info = header(entry);
+        let mut info = header(&checkpoint, entry)?;
         if !options.headers_only {
             look(&checkpoint, entry, &mut info)?;
             checkpoint.release_pages();
@@ -107,19 +108,19 @@ fn layout_name(layout: CheckpointLayout) -> &'static str {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-fn header(entry: &Entry) -> TensorInfo {
+fn header(checkpoint: &Checkpoint, entry: &Entry) -> Result<TensorInfo, Error> {
     let elements = entry.elements();
-    TensorInfo {
+    Ok(TensorInfo {
         name: entry.name.clone(),
         shape: entry.shape.clone(),
-        stored: stored_name(&entry.stored),
+        stored: stored_form(checkpoint, entry)?,
         quantized: is_quantized(&entry.stored),
         bytes: entry.bytes,
         bits: if elements == 0 { 0.0 } else { 8.0 * entry.bytes as f64 / elements as f64 },
         distribution: None,
         non_finite: None,
         suitable: Vec::new(),
-    }
+    })
 }
 
 /// Reads the values of a tensor.
@@ -127,9 +128,9 @@ fn look(checkpoint: &Checkpoint, entry: &Entry, info: &mut TensorInfo) -> Result
     if entry.elements() == 0 {
         return Ok(());
     }
-    let values = match checkpoint.read_f32(&entry.name) {
+    let values = match read_f32(checkpoint, &entry.name) {
         // Complex numbers, and ggml types without a decoder here: the header is all there is to show.
-        Err(error) if is_unreadable(&error) => return Ok(()),
+        Err(Error::Io(error)) if is_unreadable(&error) => return Ok(()),
         other => other?,
     };
     let tensor = |source: quant_core::Error| Error::Tensor {

@@ -1,9 +1,11 @@
 //! How codes are found, and with which settings.
 
+use super::{Asvd, Corrected, E8p, Metric, Pcdvq, Ranks, RecipeError, RwkvQuant, Svd, SvdLlm};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+use vector_quant::{GptvqConfig, KMeansVq};
 use weight_quant::MseClip;
 use weight_quant::awq::AwqConfig;
 use weight_quant::gptq::GptqConfig;
@@ -26,10 +28,43 @@ pub enum Method {
     Gptq(GptqConfig),
     /// Channels with large inputs scaled up before rounding, and ranges searched (AWQ).
     Awq(AwqConfig),
+    /// Two factors in place of a weight, by truncated SVD.
+    Svd(Svd),
+    /// The same with input channels scaled by their activations.
+    Asvd(Asvd),
+    /// The same for the least error of the outputs on the calibration text.
+    #[serde(rename = "svd-llm")]
+    SvdLlm(SvdLlm),
+    /// Rounded, and two factors for what rounding lost.
+    Corrected(Corrected),
+    /// Vector codes with a code book learned by k-means.
+    Kmeans(KMeansVq),
+    /// Vector codes with code books learned in GPTQ's sweep.
+    Gptvq(GptvqConfig),
+    /// Vector codes of rotated weights in a lattice (QuIP#).
+    E8p(E8p),
+    /// Vector codes of rotated weights by direction and length.
+    Pcdvq(Pcdvq),
+    /// Scalar or vector codes, weight by weight, and coded multipliers.
+    Rwkvquant(Box<RwkvQuant>),
 }
 
 /// Names of all methods.
-const NAMES: [&str; 4] = ["rtn", "mse", "gptq", "awq"];
+const NAMES: [&str; 13] = [
+    "rtn",
+    "mse",
+    "gptq",
+    "awq",
+    "svd",
+    "asvd",
+    "svd-llm",
+    "corrected",
+    "kmeans",
+    "gptvq",
+    "e8p",
+    "pcdvq",
+    "rwkvquant",
+];
 
 impl Method {
     /// Name in recipes and reports.
@@ -40,6 +75,15 @@ impl Method {
             Self::Mse(_) => "mse",
             Self::Gptq(_) => "gptq",
             Self::Awq(_) => "awq",
+            Self::Svd(_) => "svd",
+            Self::Asvd(_) => "asvd",
+            Self::SvdLlm(_) => "svd-llm",
+            Self::Corrected(_) => "corrected",
+            Self::Kmeans(_) => "kmeans",
+            Self::Gptvq(_) => "gptvq",
+            Self::E8p(_) => "e8p",
+            Self::Pcdvq(_) => "pcdvq",
+            Self::Rwkvquant(_) => "rwkvquant",
         }
     }
 
@@ -51,6 +95,15 @@ impl Method {
             "mse" => Some(Self::Mse(MseClip::default())),
             "gptq" => Some(Self::Gptq(GptqConfig::default())),
             "awq" => Some(Self::Awq(AwqConfig::default())),
+            "svd" => Some(Self::Svd(Svd::default())),
+            "asvd" => Some(Self::Asvd(Asvd::default())),
+            "svd-llm" => Some(Self::SvdLlm(SvdLlm::default())),
+            "corrected" => Some(Self::Corrected(Corrected::default())),
+            "kmeans" => Some(Self::Kmeans(KMeansVq::default())),
+            "gptvq" => Some(Self::Gptvq(GptvqConfig::default())),
+            "e8p" => Some(Self::E8p(E8p::default())),
+            "pcdvq" => Some(Self::Pcdvq(Pcdvq::default())),
+            "rwkvquant" => Some(Self::Rwkvquant(Box::default())),
             _ => None,
         }
     }
@@ -60,8 +113,46 @@ impl Method {
     pub fn needs_calibration(&self) -> bool {
         match self {
             Self::Rtn | Self::Mse(_) => false,
-            Self::Gptq(_) | Self::Awq(_) => true,
+            Self::Gptq(_) | Self::Awq(_) | Self::Asvd(_) | Self::SvdLlm(_) | Self::Gptvq(_) | Self::Rwkvquant(_) => {
+                true
+            }
+            Self::Svd(svd) => svd.ranks.is_budget(),
+            Self::Corrected(corrected) => corrected.metric != Metric::Svd || corrected.base.needs_calibration(),
+            Self::Kmeans(config) => config.weighted,
+            Self::E8p(config) => config.feedback,
+            Self::Pcdvq(config) => config.feedback,
         }
+    }
+
+    /// Whether it makes codes of vectors, so that a recipe says `format = "vectors"` beside it.
+    #[must_use]
+    pub fn makes_vectors(&self) -> bool {
+        matches!(self, Self::Kmeans(_) | Self::Gptvq(_) | Self::E8p(_) | Self::Pcdvq(_))
+    }
+
+    /// Whether it only finds codes of single values in a format.
+    #[must_use]
+    pub fn is_scalar(&self) -> bool {
+        matches!(self, Self::Rtn | Self::Mse(_) | Self::Gptq(_) | Self::Awq(_))
+    }
+
+    /// Whether ranks are chosen for all weights together.
+    pub(crate) fn has_budget(&self) -> bool {
+        self.ranks().is_some_and(Ranks::is_budget)
+    }
+
+    /// The method that finds codes of single values: its own, or that of the weight under a correction.
+    pub(crate) fn scalar(&self) -> &Self {
+        match self {
+            Self::Corrected(corrected) => &corrected.base,
+            other => other,
+        }
+    }
+
+    /// Checks ranges of settings that are not the business of the method's own crate.
+    pub(super) fn validate(&self) -> Result<(), RecipeError> {
+        self.validate_factors()?;
+        self.validate_vectors()
     }
 }
 

@@ -29,16 +29,21 @@
 //! of the whole model first; [`Calibration`] says how much of the calibration text is used.
 
 mod error;
+mod factors;
 mod kv_cache;
 mod method;
 mod options;
 mod presets;
+mod vectors;
 
 pub use error::RecipeError;
+pub(crate) use factors::Factoring;
+pub use factors::{Asvd, Corrected, Metric, Ranks, Svd, SvdLlm};
 pub use kv_cache::{KeyPlace, KvCacheChoice};
 pub use method::Method;
 pub use options::{Calibration, Rotation, Transforms};
 pub use presets::{Preset, presets};
+pub use vectors::{Assign, E8p, Multipliers, Pcdvq, RwkvQuant};
 
 use crate::{Error, NamePattern};
 use quant_core::{Block, Format, Scale};
@@ -59,8 +64,10 @@ pub const MAX_RULES: usize = 10_000;
 pub enum Choice {
     /// It stays as it is stored.
     Keep,
-    /// It is quantized to this format.
+    /// It is quantized to this format; with a method that factors, the factors are.
     Quantize(Format),
+    /// It becomes codes of vectors, as its method says.
+    Vectors,
 }
 
 impl fmt::Display for Choice {
@@ -68,6 +75,7 @@ impl fmt::Display for Choice {
         match self {
             Self::Keep => f.write_str("keep"),
             Self::Quantize(format) => format.fmt(f),
+            Self::Vectors => f.write_str("vectors"),
         }
     }
 }
@@ -76,7 +84,11 @@ impl FromStr for Choice {
     type Err = quant_core::Error;
 
     fn from_str(text: &str) -> Result<Self, quant_core::Error> {
-        if text == "keep" { Ok(Self::Keep) } else { text.parse().map(Self::Quantize) }
+        match text {
+            "keep" => Ok(Self::Keep),
+            "vectors" => Ok(Self::Vectors),
+            format => format.parse().map(Self::Quantize),
+        }
     }
 }
 
@@ -99,7 +111,7 @@ pub struct Rule {
     /// Names it applies to; one pattern or a list.
     #[serde(rename = "match", deserialize_with = "one_or_many")]
     pub patterns: Vec<NamePattern>,
-    /// The format, or `"keep"`.
+    /// The format, `"vectors"`, or `"keep"`.
     pub format: Choice,
     /// How codes are found; what the recipe says for all, if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -216,6 +228,8 @@ pub enum Reason {
     Router,
     /// Its name is that of a vector that RWKV multiplies or adds element by element.
     Multiplier,
+    /// Its method needs a linear of a layer, which it is not.
+    NotLinear,
     /// It has fewer than two axes: norms, biases, scalars.
     FewAxes,
     /// Its elements are no floats.
@@ -238,6 +252,7 @@ impl fmt::Display for Reason {
             Self::Norm => f.write_str("norm"),
             Self::Router => f.write_str("router"),
             Self::Multiplier => f.write_str("element-wise multiplier"),
+            Self::NotLinear => f.write_str("no linear of a layer"),
             Self::FewAxes => f.write_str("fewer than two axes"),
             Self::NotFloat => f.write_str("not floats"),
             Self::AlreadyQuantized => f.write_str("already quantized"),
@@ -262,7 +277,23 @@ const EXCLUSIONS: [(Reason, &[&str]); 5] = [
     (Reason::Head, &["lm_head.*", "*.lm_head.*", "output.weight", "head.weight"]),
     (Reason::Norm, &["*norm*", "*.ln_*", "ln_*"]),
     (Reason::Router, &["*router*", "*.gate.weight", "*shared_expert_gate*", "*ffn_gate_inp*"]),
-    (Reason::Multiplier, &["*.x_?", "*.x_rwkvag", "*.r_k", "*.k_k", "*.k_a", "*.w0", "*.a0", "*.v0"]),
+    (
+        Reason::Multiplier,
+        &[
+            "*.x_?",
+            "*.x_rwkvag",
+            "*.r_k",
+            "*.k_k",
+            "*.k_a",
+            "*.w0",
+            "*.a0",
+            "*.v0",
+            "*.time_maa_?",
+            "*.time_maa_wkvrg",
+            "*.time_decay",
+            "*.time_faaaa",
+        ],
+    ),
 ];
 
 /// The default exclusions as (what, patterns), for programs that print them.
@@ -324,6 +355,26 @@ impl Recipe {
             return Err(RecipeError::MethodOfKept { rule: at + 1 });
         }
         let bad = |name, value: String, expected| Err(RecipeError::BadSetting { name, value, expected });
+        let methods = self.rules.iter().filter_map(|rule| rule.method.as_ref().map(|method| (rule.format, method)));
+        for (format, method) in methods.chain([(self.format, &self.method)]) {
+            method.validate()?;
+            match format {
+                Choice::Vectors if !method.makes_vectors() => {
+                    return bad("format", format.to_string(), "a method that codes vectors: kmeans, gptvq, e8p, pcdvq");
+                }
+                Choice::Quantize(_) if method.makes_vectors() => {
+                    return bad("format", format.to_string(), "\"vectors\", which is what this method makes");
+                }
+                _ => {}
+            }
+        }
+        let inherits = |rule: &Rule| rule.format == Choice::Vectors && rule.method.is_none();
+        if !self.method.makes_vectors() && self.rules.iter().any(inherits) {
+            return bad("format", "vectors".to_owned(), "a method that codes vectors beside it");
+        }
+        if self.rules.iter().any(|rule| rule.method.as_ref().is_some_and(Method::has_budget)) {
+            return bad("ranks", "a budget in a rule".to_owned(), "a budget in the method of the recipe");
+        }
         if let Some(format) = self.activations.filter(|format| !quantizes_tokens(format)) {
             let expected =
                 "a format whose blocks lie within a token and need no scale of the whole tensor, such as int8";
@@ -353,10 +404,13 @@ impl Recipe {
         method.map(|method| format!("the method {}", method.name())).or(smoothing)
     }
 
-    /// How the codes of a tensor are found that was decided about for this reason.
+    /// How the codes of a tensor are found that was decided about so: by the rule's own method, else by the recipe's if it
+    /// can make the form that the rule asks for, else by rounding to nearest.
     #[must_use]
-    pub fn method_for(&self, reason: Reason) -> &Method {
-        self.own_method(reason).unwrap_or(&self.method)
+    pub fn method_for(&self, decision: Decision) -> &Method {
+        let makes = (decision.choice == Choice::Vectors) == self.method.makes_vectors();
+        let inherited = if makes { &self.method } else { &Method::Rtn };
+        self.own_method(decision.reason).unwrap_or(inherited)
     }
 
     /// The method that the rule itself names.
@@ -383,7 +437,7 @@ impl Recipe {
         .collect()
     }
 
-    /// Reads a recipe file; a name without a dot or slash is first looked up among [`presets`].
+    /// Reads a recipe file; the names of [`presets`] come first.
     ///
     /// # Errors
     ///
@@ -391,10 +445,9 @@ impl Recipe {
     pub fn load(source: impl AsRef<Path>) -> Result<Self, Error> {
         let path = source.as_ref();
         let refused = |source| Error::Recipe { file: path.to_owned(), source };
-        let name = path.to_str().filter(|name| !name.contains(['.', '/', '\\']));
-        if let Some(name) = name
-            && (presets().iter().any(|preset| preset.name == name) || !path.exists())
-        {
+        let is_preset = |name: &&str| presets().iter().any(|preset| preset.name == *name);
+        let bare = |name: &&str| !name.contains(['.', '/', '\\']) && !path.exists();
+        if let Some(name) = path.to_str().filter(|name| is_preset(name) || bare(name)) {
             return Self::preset(name).map_err(refused);
         }
         let file = File::open(path).map_err(|source| Error::file(path, "open", source))?;

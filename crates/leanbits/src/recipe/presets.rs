@@ -31,7 +31,7 @@ impl Recipe {
     }
 }
 
-const PRESETS: [Preset; 12] = [
+const PRESETS: [Preset; 22] = [
     Preset { name: "safe", summary: "int8 linears: practically no loss", toml: "format = \"int8\"\n" },
     Preset {
         name: "balanced",
@@ -83,5 +83,55 @@ const PRESETS: [Preset; 12] = [
         name: "nvfp4-gptq",
         summary: "NVFP4 linears with GPTQ",
         toml: "format = \"nvfp4\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n",
+    },
+    Preset {
+        name: "svd-90",
+        summary: "linears as two f16 factors with 90 % of the parameters, by plain SVD",
+        toml: "format = \"f16\"\nmethod = { name = \"svd\", ranks = { kept = 0.9 } }\n",
+    },
+    Preset {
+        name: "asvd-90",
+        summary: "the same with input channels scaled by their activations (ASVD)",
+        toml: "format = \"f16\"\nmethod = { name = \"asvd\", ranks = { kept = 0.9 } }\n",
+    },
+    Preset {
+        name: "svdllm-90",
+        summary: "the same for the least error of the outputs (SVD-LLM)",
+        toml: "format = \"f16\"\nmethod = { name = \"svd-llm\", ranks = { kept = 0.9 } }\n",
+    },
+    Preset {
+        name: "svdllm-80-int4",
+        summary: "80 % of the parameters by SVD-LLM, factors in 4 bits",
+        toml: "format = \"int4-g32\"\nmethod = { name = \"svd-llm\", ranks = { kept = 0.8 } }\n",
+    },
+    Preset {
+        name: "kmeans-2",
+        summary: "2-bit linears: vectors of 4 with a code book by k-means",
+        toml: "format = \"vectors\"\nmethod = \"kmeans\"\n",
+    },
+    Preset {
+        name: "gptvq-2",
+        summary: "2-bit linears: vectors of 2 with code books learned in GPTQ's sweep",
+        toml: "format = \"vectors\"\nmethod = \"gptvq\"\n",
+    },
+    Preset {
+        name: "e8p-2",
+        summary: "2-bit linears: rotated, E8P code book with feedback (QuIP#)",
+        toml: "format = \"vectors\"\nmethod = \"e8p\"\n",
+    },
+    Preset {
+        name: "pcdvq-2",
+        summary: "2-bit linears: rotated, direction and length of 8-vectors with feedback (PCDVQ)",
+        toml: "format = \"vectors\"\nmethod = \"pcdvq\"\n",
+    },
+    Preset {
+        name: "pcdvq-2.25",
+        summary: "the same with 16 bits for directions: 2.25 bits",
+        toml: "format = \"vectors\"\nmethod = { name = \"pcdvq\", direction_bits = 16 }\n",
+    },
+    Preset {
+        name: "rwkvquant",
+        summary: "3-bit RWKV: scalar or vector codes matrix by matrix, coded multipliers (RWKVQuant)",
+        toml: "format = \"int3-g64-asym\"\nmethod = \"rwkvquant\"\n",
     },
 ];

@@ -14,5 +14,7 @@ mod multiplier;
 mod proxy;
 
 pub use decide::{Choice, Policy, decide};
-pub use multiplier::{Multiplier, MultiplierConfig, MultiplierStats, quantize_multiplier};
+pub use multiplier::{
+    Multiplier, MultiplierConfig, MultiplierStats, quantize_multiplier, quantize_multiplier_weighted,
+};
 pub use proxy::{Gaps, Uniformity, incoherence, uniformity};

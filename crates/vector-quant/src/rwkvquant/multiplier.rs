@@ -114,8 +114,21 @@ pub fn quantize_multiplier(
     stats: Option<&MultiplierStats>,
     config: &MultiplierConfig,
 ) -> Result<Multiplier, Error> {
+    quantize_multiplier_weighted(mu, stats.map(MultiplierStats::weights).as_deref(), config)
+}
+
+/// The same with the `X_j²` themselves, for a part of a multiplier whose statistics were gathered as a whole.
+///
+/// # Errors
+///
+/// As [`quantize_multiplier`].
+pub fn quantize_multiplier_weighted(
+    mu: &[f32],
+    weights: Option<&[f32]>,
+    config: &MultiplierConfig,
+) -> Result<Multiplier, Error> {
     within("bits of a code", f64::from(config.bits), 1.0, 8.0)?;
-    let weights = stats.map_or_else(|| vec![1.0; mu.len()], MultiplierStats::weights);
+    let weights = weights.map_or_else(|| vec![1.0; mu.len()], <[f32]>::to_vec);
     if weights.len() != mu.len() {
         return Err(Error::Count { what: "channels of the statistics", expected: mu.len(), found: weights.len() });
     }

@@ -1,16 +1,27 @@
-//! How packed tensors become sections of safetensors files, for either layout.
+//! How compressed tensors become tensors of safetensors files, for either layout.
+
+mod compressed;
+mod form;
+mod weights;
+
+pub use compressed::ComposedError;
+pub(crate) use compressed::Compressed;
+pub(crate) use form::{Form, RotationForm, VectorForm, as_matrix};
+pub use weights::Weights;
+pub(crate) use weights::{into_model_error, read_f32};
 
 use crate::Error;
 use crate::plan::stored_name;
-use quant_core::{Format, PackedTensor};
+use quant_core::Format;
 use quant_io::compressed_tensors::{self, ModuleSpec, WriteOptions};
 use quant_io::safetensors::TensorSpec;
-use quant_io::{Checkpoint, Entry, Stored, packed};
+use quant_io::{Checkpoint, Entry, Stored};
 use serde::Serialize;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 /// How packed tensors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize)]
@@ -93,7 +104,18 @@ impl Sections {
                 let spec = TensorSpec::new(entry.name.clone(), dtype, &entry.shape);
                 Ok(Self { specs: vec![spec], metadata: BTreeMap::new() })
             }
-            Stored::Packed(format) => Self::packed(entry, format, StorageLayout::Leanbits),
+            Stored::Packed(format) => {
+                Self::new(checkpoint.path(), entry, &Form::Packed(format), StorageLayout::Leanbits)
+            }
+            Stored::Composed => {
+                let form = checkpoint.composed(&entry.name)?.and_then(|composed| Form::of(&composed));
+                let unknown = || Error::AlreadyQuantized {
+                    file: checkpoint.path().to_owned(),
+                    tensor: entry.name.clone(),
+                    stored: stored_name(&entry.stored),
+                };
+                Self::new(checkpoint.path(), entry, &form.ok_or_else(unknown)?, StorageLayout::Leanbits)
+            }
             // Blocks of other containers have no place in a safetensors file.
             _ => Err(Error::AlreadyQuantized {
                 file: checkpoint.path().to_owned(),
@@ -103,17 +125,17 @@ impl Sections {
         }
     }
 
-    /// A tensor that is stored in this format.
-    pub(crate) fn packed(entry: &Entry, format: Format, layout: StorageLayout) -> Result<Self, Error> {
-        match layout {
-            StorageLayout::Leanbits => Ok(Self {
-                specs: packed::specs(&entry.name, format, &entry.shape)?,
-                metadata: packed::metadata([(entry.name.as_str(), format, entry.shape.as_slice())]),
-            }),
-            StorageLayout::CompressedTensors => {
-                let spec = ModuleSpec { name: module(&entry.name)?, format, shape: &entry.shape };
+    /// A tensor that is stored in this form; `file` is for messages.
+    pub(crate) fn new(file: &Path, entry: &Entry, form: &Form, layout: StorageLayout) -> Result<Self, Error> {
+        match (layout, form) {
+            (StorageLayout::Leanbits, form) => form.sections(file, &entry.name, &entry.shape),
+            (StorageLayout::CompressedTensors, Form::Packed(format)) => {
+                let spec = ModuleSpec { name: module(&entry.name)?, format: *format, shape: &entry.shape };
                 let plan = compressed_tensors::Plan::new(&[spec], &[], WriteOptions::default())?;
                 Ok(Self { specs: plan.tensors().concat(), metadata: BTreeMap::new() })
+            }
+            (StorageLayout::CompressedTensors, form) => {
+                Err(Error::Layout { tensor: entry.name.clone(), layout, reason: format!("it has no place for {form}") })
             }
         }
     }
@@ -141,26 +163,35 @@ impl<'a> Section<'a> {
         if let Some(plain) = checkpoint.plain(name)? {
             return Ok(vec![Self { name: name.to_owned(), bytes: plain.bytes }]);
         }
-        match checkpoint.packed(name)? {
-            Some(packed) => Self::packed(name, &packed, StorageLayout::Leanbits),
+        match Compressed::read(checkpoint, name)? {
+            Some(compressed) => Self::compressed(name, &compressed, StorageLayout::Leanbits),
             None => Ok(Vec::new()),
         }
     }
 
-    /// The sections of a packed tensor.
-    pub(crate) fn packed(name: &str, tensor: &PackedTensor<'_>, layout: StorageLayout) -> Result<Vec<Self>, Error> {
-        match layout {
-            StorageLayout::Leanbits => {
-                let owned = |(name, bytes): (String, Cow<'_, [u8]>)| Self { name, bytes: bytes.into_owned().into() };
-                Ok(packed::sections(name, tensor).into_iter().map(owned).collect())
+    /// The sections of a compressed tensor.
+    pub(crate) fn compressed(name: &str, tensor: &Compressed, layout: StorageLayout) -> Result<Vec<Self>, Error> {
+        match (layout, tensor) {
+            (StorageLayout::Leanbits, tensor) => Ok(tensor.sections(name)),
+            (StorageLayout::CompressedTensors, Compressed::Packed(packed)) => {
+                let tensors = compressed_tensors::module_tensors(module(name)?, packed, WriteOptions::default())?;
+                let owned = |t: compressed_tensors::NamedTensor<'_>| Self {
+                    name: t.spec.name,
+                    bytes: t.bytes.into_owned().into(),
+                };
+                Ok(tensors.into_iter().map(owned).collect())
             }
-            StorageLayout::CompressedTensors => {
-                let tensors = compressed_tensors::module_tensors(module(name)?, tensor, WriteOptions::default())?;
-                Ok(tensors
-                    .into_iter()
-                    .map(|t| Self { name: t.spec.name, bytes: t.bytes.into_owned().into() })
-                    .collect())
-            }
+            (StorageLayout::CompressedTensors, _) => Err(Error::Layout {
+                tensor: name.to_owned(),
+                layout,
+                reason: "it has no place for weights in parts".to_owned(),
+            }),
         }
     }
+}
+
+/// How a tensor is stored, in a few words.
+pub(crate) fn stored_form(checkpoint: &Checkpoint, entry: &Entry) -> Result<String, Error> {
+    let form = checkpoint.composed(&entry.name)?.and_then(|composed| Form::of(&composed));
+    Ok(form.map_or_else(|| stored_name(&entry.stored), |form| form.to_string()))
 }
