@@ -103,7 +103,7 @@ fn every_form_round_trips_through_a_folder() {
             let signal: f64 = values.iter().map(|a| f64::from(*a).powi(2)).sum();
             let told = report.tensors.iter().find(|tensor| tensor.name == entry.name).and_then(|t| t.sqnr_db);
             let found = 10.0 * (signal / noise).log10();
-            assert!((told.expect("measured") - found).abs() < 1e-6, "{name}: {}: {told:?} and {found}", entry.name);
+            assert!((told.expect("measured") - found).abs() < 1e-4, "{name}: {}: {told:?} and {found}", entry.name);
         }
         assert_eq!(composed, 14, "{name}: all linears");
 

@@ -69,28 +69,26 @@ struct Description {
 /// [`Error::MissingSection`], [`Error::BadSection`].
 pub fn find(header: &Header) -> Result<Option<Vec<PackedInfo>>, Error> {
     let metadata = header.metadata();
-    let composed = metadata.get(VERSION_KEY).is_some_and(|version| version == composed::VERSION);
+    let version = metadata.get(VERSION_KEY).map(String::as_str);
+    let composed = version == Some(composed::VERSION);
+    if let Some(found) = version.filter(|version| *version != VERSION && !composed) {
+        return Err(Error::UnsupportedVersion { what: "leanbits container", found: shorten(found), known: KNOWN });
+    }
     let known = |key: &str| {
         key == VERSION_KEY || key.starts_with(PACKED_KEY) || (composed && key.starts_with(composed::COMPOSED_KEY))
     };
-    let stray = |key: &String| key.starts_with("leanbits.") && !known(key);
-    if let Some(key) = metadata.keys().find(|key| stray(key)) {
+    if let Some(key) = metadata.keys().find(|key| key.starts_with("leanbits.") && !known(key)) {
         let message = "this version of the container does not define it".to_owned();
         return Err(Error::BadField { field: shorten(key), message });
     }
-    match metadata.get(VERSION_KEY) {
-        Some(version) if version == VERSION || composed => {}
-        Some(version) => {
-            let found = shorten(version);
-            return Err(Error::UnsupportedVersion { what: "leanbits container", found, known: KNOWN });
-        }
-        None => match metadata.keys().find(|key| key.starts_with(PACKED_KEY)) {
+    if version.is_none() {
+        return match metadata.keys().find(|key| key.starts_with(PACKED_KEY)) {
             Some(key) => {
                 let message = format!("{VERSION_KEY} is missing");
-                return Err(Error::BadField { field: shorten(key), message });
+                Err(Error::BadField { field: shorten(key), message })
             }
-            None => return Ok(None),
-        },
+            None => Ok(None),
+        };
     }
     let packed = metadata.iter().filter_map(|(key, text)| Some((key.strip_prefix(PACKED_KEY)?, text)));
     packed.map(|(name, text)| describe(header, name, text)).collect::<Result<_, _>>().map(Some)

@@ -167,7 +167,7 @@ fn every_defect_of_the_container_has_its_own_error() {
         }
     };
     assert_eq!(outcome(&|_| ()), "ok");
-    assert_eq!(outcome(&|p| drop(p.1.insert(VERSION_KEY.into(), "2".into()))), "UnsupportedVersion");
+    assert_eq!(outcome(&|p| drop(p.1.insert(VERSION_KEY.into(), "3".into()))), "UnsupportedVersion");
     assert_eq!(outcome(&|p| drop(p.1.remove(VERSION_KEY))), "BadField");
     assert_eq!(outcome(&|p| drop(p.1.insert("leanbits.rotation".into(), "h128".into()))), "BadField");
     assert_eq!(outcome(&describe("{\"format\":\"nvfp5\",\"shape\":[2,32]}")), "Packed");
