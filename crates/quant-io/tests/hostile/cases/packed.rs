@@ -81,7 +81,7 @@ fn descriptions(cases: &mut Cases) {
         let text = text.to_owned();
         Parts::new("mxfp4", &[2, 32]).with(|p| drop(p.metadata.insert(VERSION_KEY.to_owned(), text)))
     };
-    cases.add("version-from-the-future", "UnsupportedVersion", version("2"));
+    cases.add("version-from-the-future", "UnsupportedVersion", version("3"));
     cases.add("version-zero", "UnsupportedVersion", version("0"));
     cases.add("version-empty", "UnsupportedVersion", version(""));
     cases.add("version-with-space", "UnsupportedVersion", version("1 "));
