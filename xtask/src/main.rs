@@ -1,6 +1,7 @@
-//! Development tasks: `cargo xtask ci`, `cargo xtask study`.
+//! Development tasks: `cargo xtask ci`, `cargo xtask study`, `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod docs;
 mod study;
@@ -14,6 +15,7 @@ Usage: cargo xtask <task>
   ci [STEP...]       run all checks, or only the named steps, in the order listed below
   ci --list          name the steps
   study [--check]    write the measured tables and figures of docs/src; with --check, fail if any would change
+  bench [NAME...]    run the tables of benches/, all or the named ones, and write them to docs/src/benchmarks.md
   links              check that every relative link in the Markdown files leads somewhere
 ";
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         ["ci", steps @ ..] => ci::run(root, steps),
         ["study"] => study::run(root, docs::Mode::Write),
         ["study", "--check"] => study::run(root, docs::Mode::Check),
+        ["bench", names @ ..] => bench::run(root, names),
         ["links"] => docs::check_links(root),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -4,8 +4,8 @@
 
 use quant_core::kernels::{Isa, with_isa};
 use quant_core::{
-    Block, Codebook, Element, EncodeOptions, Error, FloatKind, Format, IntRule, Linear, NvRule, Overflow, PackedTensor,
-    Scale, ScaleRule, ScaleType, Shaped,
+    Block, Codebook, Element, EncodeOptions, Error, FloatKind, Format, FormatGrid, Grid, IntRule, Linear, NvRule,
+    Overflow, PackedTensor, Scale, ScaleRule, ScaleType, Shaped,
 };
 
 /// The formats that kernels cover, and some that they must leave alone.
@@ -318,6 +318,41 @@ fn encoding_again_into_the_same_memory_leaves_no_trace_of_the_old_tensor() {
             let new = Shaped::new(&new, &[3, 300]).expect("the shape fits");
             packed.encode_again(&new, EncodeOptions::default()).expect("finite");
             assert_eq!(packed, PackedTensor::encode(format, &new).expect("finite"), "{format}");
+        }
+    }
+}
+
+#[test]
+fn a_column_is_rounded_as_its_values_are() {
+    let mut words = Words(23);
+    for format in formats() {
+        let Ok(grid) = FormatGrid::new(format, 4.0) else { continue };
+        for rows in [1, 63, 64, 130] {
+            let params: Vec<_> = (0..rows)
+                .map(|row| grid.fit(&[words.unit() * 0.1 * row as f32, words.unit(), 0.3], 1.0).expect("finite"))
+                .collect();
+            let mut values: Vec<f32> = (0..rows).map(|_| words.unit() * 2.0).collect();
+            // Ties, signed zeros, what clamping cuts, and what only the reference decides.
+            for (i, (value, params)) in values.iter_mut().zip(&params).enumerate() {
+                match i % 9 {
+                    0 => *value = params.scale * (f32::from(words.next() as u8) - 127.5),
+                    1 => *value = [0.0, -0.0, 1e30, -1e30, 1e-40][i / 9 % 5],
+                    2 if rows == 130 && i > 64 => *value = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][i / 9 % 3],
+                    _ => {}
+                }
+            }
+            let codes: Vec<u32> = values.iter().zip(&params).map(|(v, p)| grid.encode(&[*v], p)).collect();
+            let mut points = vec![0.0; rows];
+            for ((code, params), point) in codes.iter().zip(&params).zip(&mut points) {
+                grid.decode(*code, params, std::slice::from_mut(point));
+            }
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for isa in Isa::ALL {
+                let (mut found, mut rounded) = (vec![0; rows], vec![0.0; rows]);
+                with_isa(isa, || grid.round_column(&values, &params, &mut found, &mut rounded));
+                assert_eq!(found, codes, "{format}, {isa:?}, {rows} rows");
+                assert!(bits(&rounded) == bits(&points), "{format}, {isa:?}, {rows} rows");
+            }
         }
     }
 }

@@ -178,6 +178,16 @@ impl Slot {
         }
     }
 
+    /// Bytes of weight that one product reads: four an element where they are dense or were decoded, else all that the
+    /// compressed weight or its arrangement stores.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        match &self.weight {
+            Weight::Dense(_) | Weight::Decoded(..) => 4 * self.shape.iter().map(|n| *n as u64).product::<u64>(),
+            Weight::Direct(linear) | Weight::Prepared(_, linear) => linear.footprint().total_bytes(),
+        }
+    }
+
     /// The values the slot multiplies with, row-major `[out, in]`.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ pub use onnx::LinearQuantizer;
 pub use shared_exponent::ExponentClamps;
 
 use crate::element::Rounding;
+use crate::kernels::column;
 use crate::{E8m0, Element, Error, FloatKind, Format, Scale, ScaleType};
 
 /// A set of points that groups of values are rounded to, after fitting parameters to the group.
@@ -45,6 +46,15 @@ pub trait Grid {
 
     /// Writes the point of a code into `out`, which has [`Grid::width`] values.
     fn decode(&self, code: u32, params: &Self::Params, out: &mut [f32]);
+
+    /// Rounds one column of a matrix whose rows have parameters each: the code and the point of every value, exactly
+    /// those of [`Grid::encode`] and [`Grid::decode`]. For grids of width 1; all slices have one length.
+    fn round_column(&self, values: &[f32], params: &[Self::Params], codes: &mut [u32], rounded: &mut [f32]) {
+        for (((value, params), code), rounded) in values.iter().zip(params).zip(codes).zip(rounded) {
+            *code = self.encode(std::slice::from_ref(value), params);
+            self.decode(*code, params, std::slice::from_mut(rounded));
+        }
+    }
 }
 
 /// What the elements of one block share.
@@ -180,6 +190,15 @@ impl FormatGrid {
         }
     }
 
+    /// [`Grid::round_column`] value by value.
+    pub(crate) fn round_each(&self, x: &[f32], params: &[BlockParams], codes: &mut [u32], rounded: &mut [f32]) {
+        for (((&x, params), code), rounded) in x.iter().zip(params).zip(codes).zip(rounded) {
+            let one = self.encode_one(x, params, Rounding::NearestEven, 0);
+            *code = u32::from(one);
+            *rounded = self.decode_one(one, params);
+        }
+    }
+
     /// The parameters whose stored forms are given: bits of a float scale (for double quantization
     /// the bits of the decoded f32 magnitude), a scale code, a biased exponent.
     #[must_use]
@@ -240,6 +259,13 @@ impl Grid for FormatGrid {
         #[expect(clippy::cast_possible_truncation, reason = "codes have at most 16 bits")]
         let code = code as u16;
         out[0] = self.decode_one(code, params);
+    }
+
+    /// Integers of two to eight bits under float scales go through a kernel.
+    fn round_column(&self, values: &[f32], params: &[BlockParams], codes: &mut [u32], rounded: &mut [f32]) {
+        if !column::round_column(self, values, params, codes, rounded) {
+            self.round_each(values, params, codes, rounded);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The kernels for x86-64 with AVX2.
 
-use super::{Backend, Fitted, RowEncoder, compile, decode, encode, ops, product};
+use super::{Backend, Fitted, RowEncoder, column, compile, decode, encode, ops, product};
 use std::arch::x86_64::*;
 
 /// Proof that the running CPU has AVX2.
@@ -27,6 +27,7 @@ impl Backend for Avx2 {
         unpack = ops::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
         decode = decode, (codes: &decode::Strip<'_>, out: &mut [f32]);
         decode_float16 = ops::decode_float16, (kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]);
+        round_column = column::round_strip, (rule: column::IntColumn, params: &column::Params, x: &[f32], codes: &mut [u32], rounded: &mut [f32]) -> bool;
         dots = product::dots, (inputs: &[f32], weights: &[f32], out: &mut [f32]);
     );
 

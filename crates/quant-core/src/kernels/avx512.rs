@@ -4,7 +4,7 @@ mod decode;
 mod encode;
 
 use super::avx2::{bytes_of, bytes_of_mut};
-use super::{Backend, Fitted, RowEncoder, compile, ops, product};
+use super::{Backend, Fitted, RowEncoder, column, compile, ops, product};
 use std::arch::x86_64::*;
 
 /// Proof that the running CPU has the features this file enables.
@@ -37,6 +37,7 @@ impl Backend for Avx512 {
         unpack = decode::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
         decode = decode::decode, (codes: &super::decode::Strip<'_>, out: &mut [f32]);
         decode_float16 = decode::decode_float16, (kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]);
+        round_column = column::round_strip, (rule: column::IntColumn, params: &column::Params, x: &[f32], codes: &mut [u32], rounded: &mut [f32]) -> bool;
         dots = product::dots, (inputs: &[f32], weights: &[f32], out: &mut [f32]);
     );
 

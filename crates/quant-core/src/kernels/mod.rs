@@ -10,6 +10,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod column;
 mod decode;
 mod encode;
 mod ops;
@@ -187,6 +188,18 @@ pub(crate) trait Backend: Sync {
     /// Values of 16-bit floats, little-endian.
     fn decode_float16(&self, kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]) {
         ops::decode_float16(kind, codes, out);
+    }
+
+    /// See [`column::round_strip`].
+    fn round_column(
+        &self,
+        rule: column::IntColumn,
+        params: &column::Params,
+        x: &[f32],
+        codes: &mut [u32],
+        rounded: &mut [f32],
+    ) -> bool {
+        column::round_strip(rule, params, x, codes, rounded)
     }
 
     /// See [`product::dots`].

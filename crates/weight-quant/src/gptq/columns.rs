@@ -128,13 +128,14 @@ impl<'a, G: Grid> GridColumns<'a, G> {
         #[expect(clippy::cast_possible_truncation, reason = "errors are f32")]
         let inverse = quant_linalg::invert_lower(upper.t())?.mapv(|x| x as f32);
         let mut best: Vec<(f64, Option<G::Params>)> = vec![(f64::INFINITY, None); self.block_rows().count()];
+        let mut codes = vec![0; rows];
         let mut differences = Array2::zeros((inverse.nrows(), rows));
         for factor in mse::shrinks(clip.grid, clip.max_shrink) {
             let params = self.fit_each(group, values, |block| self.grid.fit(block, factor))?;
             if let Some(differences) = differences.as_slice_mut() {
                 let columns = values.chunks(rows * self.grid.width());
                 for (values, out) in columns.zip(differences.chunks_mut(rows * self.grid.width())) {
-                    self.round_column(values, &params, out, |_| {});
+                    self.round_column(values, &params, out, &mut codes);
                     out.iter_mut().zip(values).for_each(|(q, w)| *q -= w);
                 }
             }
@@ -149,32 +150,23 @@ impl<'a, G: Grid> GridColumns<'a, G> {
         Ok(best.into_iter().filter_map(|(_, params)| params).collect())
     }
 
-    /// Rounds one vector of columns for all rows of the panel.
-    fn round_column(&self, values: &[f32], params: &[G::Params], rounded: &mut [f32], mut keep: impl FnMut(u32)) {
-        let (rows, width) = (self.rows.len(), self.grid.width());
-        if width == 1 {
-            let step = self.block.rows;
-            for ((values, rounded), params) in values.chunks(step).zip(rounded.chunks_mut(step)).zip(params) {
-                for (value, rounded) in values.iter().zip(rounded) {
-                    let code = self.grid.encode(std::slice::from_ref(value), params);
-                    self.grid.decode(code, params, std::slice::from_mut(rounded));
-                    keep(code);
-                }
-            }
-            return;
+    /// Rounds one vector of columns for all rows of the panel; `codes` has a place a row.
+    fn round_column(&self, values: &[f32], params: &[G::Params], rounded: &mut [f32], codes: &mut [u32]) {
+        let (rows, width, step) = (self.rows.len(), self.grid.width(), self.block.rows);
+        if width == 1 && step == 1 {
+            return self.grid.round_column(values, params, codes, rounded);
         }
         let (mut x, mut q) = (vec![0.0; width], vec![0.0; width]);
-        for row in 0..rows {
+        for (row, code) in codes.iter_mut().enumerate() {
             for (k, x) in x.iter_mut().enumerate() {
                 *x = values[k * rows + row];
             }
-            let params = &params[row / self.block.rows];
-            let code = self.grid.encode(&x, params);
-            self.grid.decode(code, params, &mut q);
+            let params = &params[row / step];
+            *code = self.grid.encode(&x, params);
+            self.grid.decode(*code, params, &mut q);
             for (k, q) in q.iter().enumerate() {
                 rounded[k * rows + row] = *q;
             }
-            keep(code);
         }
     }
 }
@@ -203,8 +195,8 @@ where
 
     fn round(&mut self, position: usize, values: &[f32], rounded: &mut [f32]) -> Result<(), Error> {
         let column = self.factor.order()[position];
-        let mut codes = Vec::with_capacity(self.rows.len());
-        self.round_column(values, &self.params[column / self.block.columns], rounded, |code| codes.push(code));
+        let mut codes = vec![0; self.rows.len()];
+        self.round_column(values, &self.params[column / self.block.columns], rounded, &mut codes);
         self.codes[position / self.grid.width()] = codes;
         Ok(())
     }
