@@ -45,6 +45,11 @@ impl<'a> Attention<'a> {
         Self { queries, fresh: None, positions: Positions::Next, mask: Mask::Causal, scale: None }
     }
 
+    fn scale(&self, dim: usize) -> f32 {
+        #[expect(clippy::cast_precision_loss, reason = "heads have few elements")]
+        self.scale.unwrap_or_else(|| 1.0 / (dim as f32).sqrt())
+    }
+
     /// The same with tokens that are not in the cache yet.
     #[must_use]
     pub fn with_fresh(self, fresh: KvRows<'a>) -> Self {
@@ -59,6 +64,22 @@ pub struct Workspace {
     scores: Vec<f32>,
     fresh: Vec<f32>,
     latents: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    pool: crate::fused::Pool,
+}
+
+/// A request that was checked, for attention on codes.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no kernels work on codes"))]
+pub(crate) struct Request<'a> {
+    pub(crate) queries: &'a [f32],
+    pub(crate) fresh_keys: &'a [f32],
+    pub(crate) fresh_values: &'a [f32],
+    /// Positions of all tokens, fresh ones included.
+    pub(crate) positions: &'a [u32],
+    /// The token that the first query belongs to.
+    pub(crate) first: usize,
+    pub(crate) mask: Mask,
+    pub(crate) scale: f32,
 }
 
 /// Elements of rows below which one thread is faster.
@@ -100,6 +121,22 @@ pub(crate) fn attend(
     workspace.fresh.clear();
     workspace.fresh.extend_from_slice(fresh.keys);
     cache.turn(&mut workspace.fresh, &positions[cache.len()..])?;
+
+    #[cfg(target_arch = "x86_64")]
+    {
+        let checked = Request {
+            queries: request.queries,
+            fresh_keys: &workspace.fresh,
+            fresh_values: fresh.values,
+            positions: &positions,
+            first: total - count,
+            mask: request.mask,
+            scale: request.scale(geometry.dim_k),
+        };
+        if crate::fused::attend(cache, &checked, out, &workspace.pool) {
+            return Ok(());
+        }
+    }
 
     let block = (MOST_SCORES / (total * geometry.q_heads).max(1)).max(1);
     let queries = request.queries.chunks(block * width).zip(out.chunks_mut(block * out_width));
@@ -143,8 +180,7 @@ impl Block<'_> {
 
     fn dot(&self, keys: &[f32], start: usize, scores: &mut [f32]) {
         let geometry = self.cache.geometry;
-        #[expect(clippy::cast_precision_loss, reason = "heads have few elements")]
-        let scale = self.request.scale.unwrap_or_else(|| 1.0 / (geometry.dim_k as f32).sqrt());
+        let scale = self.request.scale(geometry.dim_k);
         let each = |(index, (query, scores)): (usize, (&[f32], &mut [f32]))| {
             let head = index % geometry.q_heads / geometry.group();
             let keys = keys.get(head * geometry.dim_k..).unwrap_or_default();

@@ -73,7 +73,10 @@ impl KvRows<'_> {
         for (stream, values, width) in
             [(Stream::Keys, self.keys, key_width), (Stream::Values, self.values, value_width)]
         {
-            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+            // In pieces, which compilers turn into vectors.
+            let finite = |values: &[f32]| values.iter().fold(true, |all, x| all & x.is_finite());
+            let other = || values.iter().position(|x| !x.is_finite());
+            if let Some(at) = if values.chunks(256).all(finite) { None } else { other() } {
                 return Err(Error::NonFinite { stream, token: at / width, channel: at % width, value: values[at] });
             }
         }

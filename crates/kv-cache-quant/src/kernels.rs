@@ -39,6 +39,8 @@ macro_rules! for_each_isa {
     };
 }
 
+pub(crate) use for_each_isa;
+
 /// Partial sums of a dot product.
 const LANES: usize = 16;
 /// Outputs that are summed in registers over all rows.

@@ -43,10 +43,14 @@ mod batch;
 mod cache;
 mod codec;
 mod error;
+#[cfg(target_arch = "x86_64")]
+mod fused;
 mod geometry;
 mod kernels;
 mod layer;
 mod method;
+mod pack;
+mod packed;
 mod pages;
 mod positions;
 mod precision;
@@ -59,15 +63,16 @@ pub use attend::{Attention, Mask, Workspace};
 pub use batch::KvBatch;
 pub use cache::{KeyStorage, KvPolicy, QuantizedKv};
 pub use codec::{
-    Adapter, ChannelAffine, ChannelFormat, ClipMode, Codec, Cskv, Hadamard, KiviConfig, LatentCode, LatentWidth,
-    Levels, Mapped, MetaFormat, Plain, PmKvq, PmKvqConfig, Projection, ReorderPlan, RowMap, Sensitivity, Skvq,
-    SkvqConfig, TokenFormat, TwoDimConfig, UnitBytes, Width, fold_key_scales, fold_values, layer_bytes, search_clip,
-    shrink_code, stretched_positions,
+    Adapter, AttentionSample, ChannelAffine, ChannelFormat, ClipMode, Codec, Cskv, Hadamard, KiviConfig, LatentCode,
+    LatentWidth, Levels, Mapped, MetaFormat, Plain, PmKvq, PmKvqConfig, Projection, ReorderPlan, RowMap, Sensitivity,
+    Skvq, SkvqConfig, TokenFormat, TwoDimConfig, UnitBytes, Width, attention_errors, fold_key_scales, fold_values,
+    layer_bytes, search_clip, search_clip_by_attention, shrink_code, stretched_positions,
 };
 pub use error::{Error, Stream};
 pub use geometry::{KvGeometry, KvRows};
 pub use layer::{ByteReport, Capabilities, KvCacheLayer, Rollback};
 pub use method::{KvMethod, Pair, StreamStatistics};
+pub use packed::PackedRows;
 pub use positions::Positions;
 pub use precision::FullPrecision;
 pub use rope::{RopePairing, RopeTable};

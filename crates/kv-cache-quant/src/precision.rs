@@ -1,5 +1,7 @@
 //! How rows are kept that are not sealed: attention sinks, the window, tokens that wait for their unit.
 
+use crate::packed::Coding;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// The type of rows that are not sealed. Rows are rounded to it when they arrive, and sealed from what it holds, so
@@ -36,16 +38,28 @@ impl FullPrecision {
         }
     }
 
+    pub(crate) fn coding(self) -> Coding {
+        match self {
+            Self::F32 => Coding::F32,
+            Self::F16 => Coding::F16,
+            Self::Bf16 => Coding::Bf16,
+        }
+    }
+
     /// Stores elements, little-endian, rounded to nearest even.
     pub(crate) fn write(self, values: &[f32], out: &mut [u8]) {
         match self {
             Self::F32 => {
                 values.iter().zip(out.chunks_exact_mut(4)).for_each(|(x, o)| o.copy_from_slice(&x.to_le_bytes()))
             }
-            Self::F16 => values
-                .iter()
-                .zip(out.chunks_exact_mut(2))
-                .for_each(|(x, o)| o.copy_from_slice(&f16::from_f32(*x).to_le_bytes())),
+            Self::F16 => {
+                let mut halves = [f16::ZERO; 256];
+                for (values, out) in values.chunks(halves.len()).zip(out.chunks_mut(2 * halves.len())) {
+                    let halves = &mut halves[..values.len()];
+                    halves.convert_from_f32_slice(values);
+                    halves.iter().zip(out.chunks_exact_mut(2)).for_each(|(x, o)| o.copy_from_slice(&x.to_le_bytes()));
+                }
+            }
             Self::Bf16 => values
                 .iter()
                 .zip(out.chunks_exact_mut(2))

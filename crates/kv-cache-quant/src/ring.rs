@@ -48,6 +48,15 @@ impl Ring {
         &self.data[slot * self.row_bytes()..][..self.row_bytes()]
     }
 
+    /// The bytes of all rows that are not sealed, in their order: two parts where the ring wraps.
+    pub(crate) fn live_parts(&self) -> [&[u8]; 2] {
+        let (row_bytes, capacity) = (self.row_bytes(), self.capacity.max(1));
+        let first = (self.first + self.held - self.live) % capacity;
+        let before_wrap = self.live.min(capacity - first);
+        let slots = |from: usize, count: usize| self.data.get(from * row_bytes..(from + count) * row_bytes);
+        [slots(first, before_wrap), slots(0, self.live - before_wrap)].map(Option::unwrap_or_default)
+    }
+
     /// Decodes the `at`-th of the rows that are not sealed.
     pub(crate) fn read_live(&self, at: usize, out: &mut [f32]) {
         self.precision.read(self.bytes(self.held - self.live + at), out);

@@ -6,7 +6,7 @@
 use crate::codec::{Codec, Cskv};
 use crate::pages::Pages;
 use crate::ring::Ring;
-use crate::{ByteReport, Error, KvPolicy, Stream};
+use crate::{ByteReport, Error, FullPrecision, KvPolicy, Stream};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,6 +51,25 @@ enum Place {
     Page(usize),
     /// From this row of those not sealed.
     Ring(usize),
+}
+
+/// Rows that lie together, as bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Span<'a> {
+    pub(crate) kind: SpanKind,
+    pub(crate) tokens: Range<usize>,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// How the rows of a span are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SpanKind {
+    /// As units of the codec.
+    Sealed,
+    /// In the policy's precision.
+    Exact,
+    /// As f32, not in the cache.
+    Fresh,
 }
 
 /// Rows of a chunk of the ring.
@@ -117,7 +136,10 @@ impl Side {
     pub(crate) fn prepare(&self, rows: &[f32], stage: usize) -> Result<Prepared, Error> {
         let (width, precision) = (self.codec.width(), self.policy.precision);
         let limit = precision.limit();
-        if let Some(at) = rows.iter().position(|x| x.abs() > limit) {
+        // In pieces, which compilers turn into vectors.
+        let within = |rows: &[f32]| rows.iter().fold(true, |all, x| all & (x.abs() <= limit));
+        let beyond = || rows.iter().position(|x| x.abs() > limit);
+        if let Some(at) = if rows.chunks(256).all(within) { None } else { beyond() } {
             let (token, channel) = (at / width, at % width);
             return Err(Error::OutOfRange { stream: self.stream, token, channel, value: rows[at], limit });
         }
@@ -179,6 +201,29 @@ impl Side {
         if from + 1 < self.codec.stages() {
             self.pages.shrink(self.codec.as_ref(), from);
         }
+    }
+
+    pub(crate) fn precision(&self) -> FullPrecision {
+        self.policy.precision
+    }
+
+    /// The bytes of all tokens, in order.
+    pub(crate) fn spans(&self, stage: usize) -> Vec<Span<'_>> {
+        let mut spans = Vec::with_capacity(self.pages.page_count() + 3);
+        let mut first = 0;
+        let mut push = |kind, count: usize, bytes| {
+            if count > 0 {
+                spans.push(Span { kind, tokens: first..first + count, bytes });
+            }
+            first += count;
+        };
+        push(SpanKind::Exact, self.sinks(), self.sinks.as_slice());
+        for page in 0..self.pages.page_count() {
+            let bytes = self.pages.page_bytes(page, self.unit_bytes(stage));
+            push(SpanKind::Sealed, self.pages.page_units(page) * self.codec.unit(), bytes);
+        }
+        self.ring.live_parts().into_iter().for_each(|rows| push(SpanKind::Exact, rows.len() / self.row_bytes(), rows));
+        spans
     }
 
     /// All stretches of tokens, in order.

@@ -107,7 +107,8 @@ fn attention_equals_attention_over_the_decoded_rows() {
             cache.attend(&Attention { mask, ..Attention::of(&queries) }, &mut out, &mut Workspace::default()).unwrap();
             let expected = attention(g, &queries, &decoded(&cache), mask);
             for (x, y) in out.iter().zip(&expected) {
-                assert!((f64::from(*x) - y).abs() < 1e-5, "{}, {dim}: {x} not {y}", case.name);
+                // Queries that meet integers have 16 bits.
+                assert!((f64::from(*x) - y).abs() < 2e-4, "{}, {dim}: {x} not {y}", case.name);
             }
         }
     }
@@ -131,7 +132,7 @@ fn fresh_tokens_are_attended_unquantized_after_those_of_the_cache() {
         all.1.extend(fresh.values);
         let expected = attention(g, &queries, &all, Mask::Causal);
         for (x, y) in out.iter().zip(&expected) {
-            assert!((f64::from(*x) - y).abs() < 1e-5, "{}: {x} not {y}", case.name);
+            assert!((f64::from(*x) - y).abs() < 2e-4, "{}: {x} not {y}", case.name);
         }
         assert_eq!(state(&cache), before, "{}: attention changed the cache", case.name);
     }

@@ -165,6 +165,11 @@ impl RowMap for ChannelAffine {
         row.iter_mut().zip(self.shift.iter().zip(&self.scale)).for_each(|(x, (shift, scale))| *x = *x * scale + shift);
     }
 
+    fn transpose(&self, row: &mut [f32]) -> bool {
+        row.iter_mut().zip(&self.scale).for_each(|(x, scale)| *x *= scale);
+        true
+    }
+
     fn auxiliary_bytes(&self) -> u64 {
         4 * (self.shift.capacity() + self.scale.capacity()) as u64
     }

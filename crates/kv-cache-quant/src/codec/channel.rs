@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::codec::{Codec, TokenFormat, UnitBytes, check_heads};
+use crate::packed::PackedRows;
 use quant_core::Format;
 
 /// Stores a unit of tokens transposed, as a tensor `[channels, tokens]` in a [`Format`], so that each channel has
@@ -11,6 +12,7 @@ use quant_core::Format;
 /// precision. Codes of a channel lie side by side.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChannelFormat {
+    heads: usize,
     channels: usize,
     unit: usize,
     transposed: TokenFormat,
@@ -33,7 +35,8 @@ impl ChannelFormat {
                 supported: "1 to 16384 tokens",
             });
         }
-        Ok(Self { channels: heads * dim, unit, transposed: TokenFormat::of_shape([heads * dim, unit], format)? })
+        let transposed = TokenFormat::of_shape([heads * dim, unit], format)?;
+        Ok(Self { heads, channels: heads * dim, unit, transposed })
     }
 }
 
@@ -64,6 +67,10 @@ impl Codec for ChannelFormat {
             transpose(&transposed, self.unit, rows);
         }
         Ok(())
+    }
+
+    fn packed(&self, stage: usize) -> Option<PackedRows> {
+        Some(self.transposed.packed(stage)?.transposed(self.heads))
     }
 
     fn description(&self) -> String {

@@ -66,6 +66,11 @@ impl RowMap for Hadamard {
         kernels::hadamard(row, self.block);
     }
 
+    fn transpose(&self, row: &mut [f32]) -> bool {
+        kernels::hadamard(row, self.block);
+        true
+    }
+
     fn auxiliary_bytes(&self) -> u64 {
         0
     }

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::codec::{Codec, UnitBytes};
+use crate::packed::PackedRows;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -16,6 +17,13 @@ pub trait RowMap: Debug + Send + Sync {
     /// Undoes [`RowMap::forward`].
     fn inverse(&self, row: &mut [f32]);
 
+    /// For maps whose inverse is `L x + b`, `L` of a block a head: turns a row `q` into `Lᵀ q` and returns true. Attention
+    /// then works on the rows as they are stored.
+    fn transpose(&self, row: &mut [f32]) -> bool {
+        let _ = row;
+        false
+    }
+
     /// Bytes of static data.
     fn auxiliary_bytes(&self) -> u64;
 
@@ -29,6 +37,8 @@ pub trait RowMap: Debug + Send + Sync {
 pub struct Mapped {
     map: Arc<dyn RowMap>,
     inner: Arc<dyn Codec>,
+    /// Whether the map's inverse is affine.
+    affine: bool,
 }
 
 impl Mapped {
@@ -41,7 +51,8 @@ impl Mapped {
         if map.width() != inner.width() {
             return Err(Error::Width { what: "map of rows", expected: inner.width(), found: map.width() });
         }
-        Ok(Self { map, inner })
+        let affine = map.transpose(&mut vec![0.0; map.width()]);
+        Ok(Self { map, inner, affine })
     }
 }
 
@@ -76,6 +87,17 @@ impl Codec for Mapped {
 
     fn shrink(&self, unit: &[u8], stage: usize, out: &mut [u8]) {
         self.inner.shrink(unit, stage, out);
+    }
+
+    fn packed(&self, stage: usize) -> Option<PackedRows> {
+        // Where rows are channels, no map of tokens can wait until they are added up.
+        self.inner.packed(stage).filter(|rows| self.affine && !rows.transposed)
+    }
+
+    fn maps(&self) -> Vec<&dyn RowMap> {
+        let mut maps = vec![self.map.as_ref()];
+        maps.extend(self.inner.maps());
+        maps
     }
 
     fn auxiliary_bytes(&self) -> u64 {

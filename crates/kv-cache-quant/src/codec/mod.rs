@@ -20,11 +20,15 @@ pub use kivi::KiviConfig;
 pub use map::{Mapped, RowMap};
 pub use plain::Plain;
 pub use pmkvq::{PmKvq, PmKvqConfig, Sensitivity, Width, layer_bytes, shrink_code, stretched_positions};
-pub use skvq::{ClipMode, Levels, MetaFormat, ReorderPlan, Skvq, SkvqConfig, search_clip};
+pub use skvq::{
+    AttentionSample, ClipMode, Levels, MetaFormat, ReorderPlan, Skvq, SkvqConfig, attention_errors, search_clip,
+    search_clip_by_attention,
+};
 pub use token::TokenFormat;
 pub use wkvquant::{Projection, TwoDimConfig, fold_key_scales, fold_values};
 
 use crate::Error;
+use crate::packed::PackedRows;
 use std::fmt::Debug;
 
 /// Bytes of one sealed unit of tokens.
@@ -89,6 +93,18 @@ pub trait Codec: Debug + Send + Sync {
     /// Bytes of static data: permutations, scales of channels.
     fn auxiliary_bytes(&self) -> u64 {
         0
+    }
+
+    /// Where codes and scales of sealed units lie, for codecs whose products attention can form without decoding them;
+    /// what it says must agree with [`Codec::open`] up to [`Codec::maps`].
+    fn packed(&self, stage: usize) -> Option<PackedRows> {
+        let _ = stage;
+        None
+    }
+
+    /// The maps that rows went through, in order, before they were stored as [`Codec::packed`] says.
+    fn maps(&self) -> Vec<&dyn RowMap> {
+        Vec::new()
     }
 
     /// For codecs that keep latents from which rows are rebuilt linearly: what attention needs to add up latents in place

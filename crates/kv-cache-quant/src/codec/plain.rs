@@ -1,11 +1,13 @@
 //! Rows as they are: f32, f16 or bf16.
 
 use crate::codec::{Codec, UnitBytes, check_heads};
+use crate::packed::PackedRows;
 use crate::{Error, FullPrecision};
 
 /// Keeps rows in full precision. For layers that are better left alone, and to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plain {
+    heads: usize,
     width: usize,
     precision: FullPrecision,
 }
@@ -18,7 +20,7 @@ impl Plain {
     /// [`Error::Unsupported`] for no heads, or absurdly many.
     pub fn new(heads: usize, dim: usize, precision: FullPrecision) -> Result<Self, Error> {
         check_heads(heads, dim)?;
-        Ok(Self { width: heads * dim, precision })
+        Ok(Self { heads, width: heads * dim, precision })
     }
 }
 
@@ -42,6 +44,10 @@ impl Codec for Plain {
     fn open(&self, units: &[u8], _stage: usize, rows: &mut [f32]) -> Result<(), quant_core::Error> {
         self.precision.read(units, rows);
         Ok(())
+    }
+
+    fn packed(&self, _stage: usize) -> Option<PackedRows> {
+        Some(PackedRows::floats(self.precision.coding(), self.heads, self.width / self.heads))
     }
 
     fn description(&self) -> String {

@@ -2,6 +2,8 @@
 
 use crate::codec::{Codec, UnitBytes, check_heads};
 use crate::kernels::{self, Affine};
+use crate::pack;
+use crate::packed::{Coding, Meta, PackedRows};
 use crate::{Error, KvGeometry, KvPolicy};
 use bit_allocation::{Allocation, Choice, allocate};
 use half::f16;
@@ -248,8 +250,10 @@ impl Codec for PmKvq {
         let (codes, meta) = unit.split_at(self.code_bytes(from));
         let (codes_out, meta_out) = out.split_at_mut(self.code_bytes(to));
         meta_out.copy_from_slice(meta);
-        // Widths divide a byte, so that two old bytes make a new one.
-        for (old, new) in codes.chunks(2).zip(codes_out) {
+        // Widths divide a byte, so that two old bytes make a new one; a last one alone is half filled up.
+        let pairs = codes.len() / 2;
+        pack::halve_codes(from, codes, codes_out);
+        for (old, new) in codes.chunks(2).zip(codes_out).skip(pairs) {
             let old = u32::from(old[0]) | u32::from(old.get(1).copied().unwrap_or(0)) << 8;
             #[expect(clippy::cast_possible_truncation, reason = "masked to the width of a code")]
             let code = |at: u32| shrunk(((old >> (at * from)) & ((1 << from) - 1)) as u16, to) << (at * to);
@@ -257,6 +261,24 @@ impl Codec for PmKvq {
             let halved = (0..16 / from).map(code).sum::<u16>() as u8;
             *new = halved;
         }
+    }
+
+    fn packed(&self, stage: usize) -> Option<PackedRows> {
+        let bits = Width::LADDER[stage].bits();
+        let coding = if bits == 16 { Coding::Word } else { Coding::Int { bits, signed: false } };
+        let steps = f32::from(u16::MAX >> (16 - bits));
+        let rows = PackedRows {
+            coding,
+            heads: self.heads,
+            columns: self.dim,
+            group: self.group(),
+            rows: self.config.residual,
+            row_bytes: self.width() * coding.bits() / 8,
+            unit_bytes: self.bytes(stage).total(),
+            meta: Meta::MinRange { steps },
+            transposed: false,
+        };
+        ((self.dim * coding.bits()).is_multiple_of(8) && rows.has_kernels()).then_some(rows)
     }
 
     fn description(&self) -> String {

@@ -3,6 +3,8 @@
 use crate::Error;
 use crate::codec::{Codec, UnitBytes, check_heads};
 use crate::kernels::{self, Affine};
+use crate::pack::MinRow;
+use crate::packed::PackedRows;
 use quant_core::{Element, Format, IntRule, Layout, PackedTensor, Scale, ScaleType, Shaped};
 
 /// Stores each token as a tensor `[heads, dim]` in a [`Format`]: INT1–8, FP8, FP4, MX, NVFP4, NF4, block floating
@@ -65,6 +67,16 @@ impl TokenFormat {
         whole.then_some((bits, Affine { row, group: self.layout.block_columns, sign }))
     }
 
+    /// How rows are sealed where they are integers of 2, 4 or 8 bits above the least value of their group, in f16.
+    pub(crate) fn min_row(&self) -> Option<MinRow> {
+        let Element::Int { bits: bits @ (2 | 4 | 8), rule: IntRule::FloatMin } = self.format.element else {
+            return None;
+        };
+        let plain = self.format.scale == Scale::Float(ScaleType::F16) && self.layout.block_rows == 1;
+        let (head, group) = (self.shape[1], self.layout.block_columns);
+        plain.then_some(MinRow { bits: u32::from(bits), head, group })
+    }
+
     fn open_affine(&self, bits: u32, affine: Affine, unit: &[u8], rows: &mut [f32]) {
         let (code_bytes, meta) = unit.split_at(self.layout.code_bytes());
         let (scale_bytes, zero_bytes) = meta.split_at(self.layout.scale_bytes());
@@ -118,6 +130,9 @@ impl Codec for TokenFormat {
     }
 
     fn seal(&self, rows: &[f32], _stage: usize, out: &mut [u8]) -> Result<(), quant_core::Error> {
+        if self.min_row().is_some_and(|row_of| row_of.seal(rows, out)) {
+            return Ok(());
+        }
         let packed = PackedTensor::encode(self.format, &Shaped::new(rows, &self.shape)?)?;
         let second = packed.second().iter().flat_map(|x| x.to_le_bytes());
         let sections = packed.codes().iter().chain(packed.scales()).chain(packed.zeros()).copied();
@@ -138,6 +153,10 @@ impl Codec for TokenFormat {
             }
         }
         Ok(())
+    }
+
+    fn packed(&self, stage: usize) -> Option<PackedRows> {
+        PackedRows::of_format(self.format, &self.layout, self.bytes(stage).total())
     }
 
     fn description(&self) -> String {

@@ -6,8 +6,9 @@ use crate::Error;
 /// For every group the factor of `grid` whose codes come closest to the rows, by the sum of squared errors over all
 /// tokens; of equals the largest. `rows` is `[tokens, channels]`; a few hundred tokens do.
 ///
-/// The paper minimises the error of the attention output; its code has a constant per run. This is the squared error of
-/// the rows with scales as they will be stored.
+/// The paper minimises the error of the attention output, see
+/// [`search_clip_by_attention`](super::search_clip_by_attention); its code has a constant per run. This is the squared
+/// error of the rows with scales as they will be stored.
 ///
 /// # Errors
 ///
@@ -18,17 +19,7 @@ pub fn search_clip(rows: &[f32], plan: &ReorderPlan, config: SkvqConfig, grid: &
     if !rows.len().is_multiple_of(channels) {
         return Err(Error::Shape { what: "rows to clip", expected: channels, found: rows.len() });
     }
-    if grid.is_empty() || grid.iter().any(|alpha| !(*alpha > 0.0 && *alpha <= 1.0)) {
-        let found = format!("{grid:?}");
-        return Err(Error::Unsupported {
-            what: "grid of clip factors",
-            found,
-            supported: "numbers above 0, at most 1",
-        });
-    }
-    config.levels.check()?;
-    let mut grid = grid.to_vec();
-    grid.sort_by(|a, b| b.total_cmp(a));
+    let grid = descending(config, grid)?;
     let search = |range: std::ops::Range<usize>| {
         let group = &plan.order()[range];
         let mut best = (1.0, f64::INFINITY);
@@ -41,6 +32,22 @@ pub fn search_clip(rows: &[f32], plan: &ReorderPlan, config: SkvqConfig, grid: &
         Ok(best.0)
     };
     plan.ranges().map(search).collect()
+}
+
+/// The checked factors, the largest first.
+pub(super) fn descending(config: SkvqConfig, grid: &[f32]) -> Result<Vec<f32>, Error> {
+    if grid.is_empty() || grid.iter().any(|alpha| !(*alpha > 0.0 && *alpha <= 1.0)) {
+        let found = format!("{grid:?}");
+        return Err(Error::Unsupported {
+            what: "grid of clip factors",
+            found,
+            supported: "numbers above 0, at most 1",
+        });
+    }
+    config.levels.check()?;
+    let mut grid = grid.to_vec();
+    grid.sort_by(|a, b| b.total_cmp(a));
+    Ok(grid)
 }
 
 fn error(rows: &[f32], channels: usize, group: &[u32], config: SkvqConfig, alpha: f32) -> Result<f64, Error> {

@@ -4,13 +4,15 @@
 //! |---|---|
 //! | channel reorder by k-means on (min, max) | [`ReorderPlan::kmeans`] |
 //! | clipped dynamic quantization | [`Skvq`], [`ClipMode`] |
-//! | search of the clip factor α | [`search_clip`] |
+//! | search of the clip factor α | [`search_clip_by_attention`]; [`search_clip`] by the rows alone |
 //! | sliding window, attention sinks | [`KvPolicy`](crate::KvPolicy) with `window: 128, sinks: 5` |
 //! | FP8 scale and zero point | [`MetaFormat::E4m3`] |
 
+mod attention;
 mod clip;
 mod plan;
 
+pub use attention::{AttentionSample, attention_errors, search_clip_by_attention};
 pub use clip::search_clip;
 pub use plan::ReorderPlan;
 
@@ -156,7 +158,8 @@ impl Default for SkvqConfig {
 ///
 /// Departures from the reference code: scales are rounded before codes are chosen, not after, which at 4 bits halves
 /// the error; E4M3 has a power of two for the layer; α is searched per group (the reference has one constant), by the
-/// error of the rows rather than of the attention output.
+/// error of the rows ([`search_clip`]) or, as the paper has it, of the attention output
+/// ([`search_clip_by_attention`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Skvq {
     config: SkvqConfig,

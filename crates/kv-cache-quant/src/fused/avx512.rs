@@ -1,0 +1,542 @@
+//! Products with packed rows in AVX-512.
+//!
+//! Integers are multiplied by the two bytes of each query element in 32-bit sums (VNNI), everything else is turned into
+//! f32 in registers: 4-bit codes by a permutation of a table of 16, which looks at the low four bits of each lane only,
+//! 2-bit codes by a table that repeats every 4 entries.
+#![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
+
+use super::plan::{Chunk, LANES, Plan, Queries};
+use crate::packed::Coding;
+use std::arch::x86_64::*;
+
+/// Some rows of one head.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// From the first row's codes of the head on.
+    pub(super) codes: &'a [u8],
+    /// Bytes from a row to the next.
+    pub(super) stride: usize,
+    pub(super) count: usize,
+    /// From the first row's groups of the head on, `LANES` readable from each row's first; empty: all are 1.
+    pub(super) scales: &'a [f32],
+    /// The values of code 0; empty: all are 0.
+    pub(super) zeros: &'a [f32],
+    /// Groups from a row to the next.
+    pub(super) meta_stride: usize,
+    /// What is needed soon, and how many bytes of it a row asks for, whole cache lines.
+    pub(super) ahead: &'a [u8],
+    pub(super) ahead_step: usize,
+}
+
+/// Proof that the processor has what the kernels are compiled for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        found.then_some(Self(()))
+    }
+
+    /// Reads `out.len() / count` values of f16 from the start of each of `count` rows `stride` bytes apart.
+    pub(super) fn read_halves(self, bytes: &[u8], stride: usize, count: usize, out: &mut [f32]) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe { read_halves_of(bytes, stride, count, out) }
+    }
+
+    /// `out[row][member] = query · row`.
+    pub(super) fn dot(self, plan: &Plan, chunks: &[Chunk], queries: &Queries, rows: &Rows<'_>, out: &mut [f32]) {
+        macro_rules! members {
+            ($call:ident, [$($const:literal),*], $($arg:expr),*) => {
+                // SAFETY: a value of `Self` proves the instructions.
+                unsafe {
+                    match queries.members {
+                        1 => $call::<$($const,)* 1>($($arg),*),
+                        2 => $call::<$($const,)* 2>($($arg),*),
+                        _ => $call::<$($const,)* 4>($($arg),*),
+                    }
+                }
+            };
+        }
+        match plan.rows.coding {
+            Coding::Int { bits, signed } => match (bits, plan.passes, signed) {
+                (2, 1, false) => members!(dot_ints, [2, 1, false], plan, chunks, queries, rows, out),
+                (2, 1, true) => members!(dot_ints, [2, 1, true], plan, chunks, queries, rows, out),
+                (2, 2, false) => members!(dot_ints, [2, 2, false], plan, chunks, queries, rows, out),
+                (2, 2, true) => members!(dot_ints, [2, 2, true], plan, chunks, queries, rows, out),
+                (2, _, false) => members!(dot_ints, [2, 4, false], plan, chunks, queries, rows, out),
+                (2, _, true) => members!(dot_ints, [2, 4, true], plan, chunks, queries, rows, out),
+                (4, 1, false) => members!(dot_ints, [4, 1, false], plan, chunks, queries, rows, out),
+                (4, 1, true) => members!(dot_ints, [4, 1, true], plan, chunks, queries, rows, out),
+                (4, _, false) => members!(dot_ints, [4, 2, false], plan, chunks, queries, rows, out),
+                (4, _, true) => members!(dot_ints, [4, 2, true], plan, chunks, queries, rows, out),
+                (_, _, false) => members!(dot_ints, [8, 1, false], plan, chunks, queries, rows, out),
+                (_, _, true) => members!(dot_ints, [8, 1, true], plan, chunks, queries, rows, out),
+            },
+            _ => members!(dot_floats_of, [], plan, queries, rows, out),
+        }
+    }
+
+    /// `sums[vector][member] += Σ_row weights[row][member] · row` without the values of code 0, whose part
+    /// `Σ_row weights[row][member] · zero` is added to `zeros[member][block]`.
+    pub(super) fn weigh(
+        self,
+        plan: &Plan,
+        members: usize,
+        weights: &[f32],
+        rows: &Rows<'_>,
+        (sums, zeros): (&mut [f32], &mut [f32]),
+    ) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe {
+            match members {
+                1 => weigh_of::<1, 8>(plan, weights, rows, sums, zeros),
+                2 => weigh_of::<2, 8>(plan, weights, rows, sums, zeros),
+                _ => weigh_of::<4, 4>(plan, weights, rows, sums, zeros),
+            }
+        }
+    }
+}
+
+/// Reads `out.len() / count` values of f16 from the start of each of `count` rows `stride` bytes apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn read_halves_of(bytes: &[u8], stride: usize, count: usize, out: &mut [f32]) {
+    let width = out.len() / count.max(1);
+    for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+        let bytes = &bytes[row * stride..][..2 * width];
+        for (bytes, out) in bytes.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
+            let mask = u16::MAX >> (LANES - out.len()).min(15);
+            // SAFETY: the mask names the values that `out` has room for, and `bytes` has as many.
+            let halves = unsafe { _mm256_maskz_loadu_epi16(mask, bytes.as_ptr().cast()) };
+            store(_mm512_cvtph_ps(halves), out);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_floats(values: &[f32], at: usize) -> __m512 {
+    let values = &values[at..at + LANES];
+    // SAFETY: 16 values.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_words(words: &[u32; LANES]) -> __m512i {
+    // SAFETY: 16 words.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_bytes(bytes: &[i8], at: usize) -> __m512i {
+    let bytes = &bytes[at..at + 64];
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+/// The words of a chunk, repeated as often as the plan says, each lane shifted to its first code.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_chunk(row: &[u8], chunk: &Chunk, copies: usize, shifts: __m512i) -> __m512i {
+    let bytes = &row[chunk.offset..chunk.offset + 4 * chunk.words];
+    // SAFETY: exactly these bytes are read: 16 or 32 where there are copies, else the words of the mask.
+    let words = unsafe {
+        match copies {
+            1 => {
+                let mask = u16::MAX >> (LANES - chunk.words).min(15);
+                return _mm512_maskz_loadu_epi32(mask, bytes.as_ptr().cast());
+            }
+            2 => _mm512_broadcast_i64x4(_mm256_loadu_si256(bytes.as_ptr().cast())),
+            _ => _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())),
+        }
+    };
+    _mm512_srlv_epi32(words, shifts)
+}
+
+/// Asks for what is needed soon, a part a row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch(rows: &Rows<'_>, row: usize) {
+    let (mut at, end) = (row * rows.ahead_step, rows.ahead.len().min((row + 1) * rows.ahead_step));
+    while at < end {
+        _mm_prefetch::<_MM_HINT_T1>(rows.ahead.as_ptr().wrapping_add(at).cast());
+        at += 64;
+    }
+}
+
+/// Vectors that are read at once.
+const MOST: usize = 8;
+
+/// The words, and the words without their first one to seven codes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn skip_codes<const BITS: u32>(w: __m512i) -> [__m512i; MOST] {
+    if BITS == 2 {
+        [
+            w,
+            _mm512_srli_epi32::<2>(w),
+            _mm512_srli_epi32::<4>(w),
+            _mm512_srli_epi32::<6>(w),
+            _mm512_srli_epi32::<8>(w),
+            _mm512_srli_epi32::<10>(w),
+            _mm512_srli_epi32::<12>(w),
+            _mm512_srli_epi32::<14>(w),
+        ]
+    } else {
+        [
+            w,
+            _mm512_srli_epi32::<4>(w),
+            _mm512_srli_epi32::<8>(w),
+            _mm512_srli_epi32::<12>(w),
+            _mm512_srli_epi32::<16>(w),
+            _mm512_srli_epi32::<20>(w),
+            _mm512_srli_epi32::<24>(w),
+            _mm512_srli_epi32::<28>(w),
+        ]
+    }
+}
+
+/// Lane `i` becomes the sum of the lanes of `parts[i]`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn sum_each(parts: &[__m512; LANES]) -> __m512 {
+    // Halves, then quarters, then pairs, then single lanes: at every step two registers become one.
+    let halves = |a: __m512, b: __m512| {
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+    };
+    let quarters = |a: __m512, b: __m512| {
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+    };
+    let pairs = |a: __m512, b: __m512| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let singles = |a: __m512, b: __m512| {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    };
+    // Each register then holds four parts, a quarter each.
+    let four = |i: usize| quarters(halves(parts[i], parts[4 + i]), halves(parts[8 + i], parts[12 + i]));
+    singles(pairs(four(0), four(1)), pairs(four(2), four(3)))
+}
+
+/// Writes as many lanes as there is room for.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(values: __m512, out: &mut [f32]) {
+    let mask = if out.len() >= LANES { u16::MAX } else { (1 << out.len()) - 1 };
+    // SAFETY: as many lanes as `out` has room for.
+    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, values) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn dot_ints<const BITS: u32, const PASSES: usize, const SIGNED: bool, const G: usize>(
+    plan: &Plan,
+    chunks: &[Chunk],
+    queries: &Queries,
+    rows: &Rows<'_>,
+    out: &mut [f32],
+) {
+    let repeat = |code: u8| match BITS {
+        2 => code * 0x55,
+        4 => code * 0x11,
+        _ => code,
+    };
+    let code_mask = _mm512_set1_epi8((u8::MAX >> (8 - BITS)).cast_signed());
+    let sign = _mm512_set1_epi8(repeat(1 << (BITS - 1)).cast_signed());
+    // Code 0, once its sign bit is flipped, stands for −2^(b − 1) scales.
+    let lowest = _mm512_set1_ps(-f32::from(1_u8 << (BITS - 1)));
+    let shifts = load_words(&plan.byte_shifts);
+    let (steps, per_tile) = (load_floats(&queries.steps, 0), LANES / G);
+    let head_bytes = plan.rows.head_bytes();
+    for (tile, out) in out[..rows.count * G].chunks_mut(LANES).enumerate() {
+        let mut parts = [_mm512_setzero_ps(); LANES];
+        for (row, parts) in (tile * per_tile..rows.count).zip(parts.as_chunks_mut::<G>().0) {
+            prefetch(rows, row);
+            let codes = &rows.codes[row * rows.stride..][..head_bytes];
+            let scales = load_floats(rows.scales, row * rows.meta_stride);
+            for (index, chunk) in chunks.iter().enumerate() {
+                let mut words = load_chunk(codes, chunk, plan.copies, shifts);
+                if SIGNED {
+                    words = _mm512_xor_si512(words, sign);
+                }
+                let shifted = if BITS == 8 { [words; MOST] } else { skip_codes::<BITS>(words) };
+                let (mut high, mut low) = ([_mm512_setzero_si512(); G], [_mm512_setzero_si512(); G]);
+                for (pass, &shifted) in shifted.iter().enumerate().take(PASSES) {
+                    let codes = _mm512_and_si512(shifted, code_mask);
+                    for g in 0..G {
+                        let at = ((index * PASSES + pass) * G + g) * 128;
+                        high[g] = _mm512_dpbusd_epi32(high[g], codes, load_bytes(&queries.bytes, at));
+                        low[g] = _mm512_dpbusd_epi32(low[g], codes, load_bytes(&queries.bytes, at + 64));
+                    }
+                }
+                let scale = _mm512_permutexvar_ps(load_words(&chunk.blocks), scales);
+                for g in 0..G {
+                    let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g]), low[g]);
+                    parts[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, parts[g]);
+                }
+            }
+            if SIGNED || !rows.zeros.is_empty() {
+                let zeros = if SIGNED {
+                    _mm512_mul_ps(scales, lowest)
+                } else {
+                    load_floats(rows.zeros, row * rows.meta_stride)
+                };
+                for (part, blocks) in parts.iter_mut().zip(&queries.blocks) {
+                    *part = _mm512_fmadd_ps(zeros, load_floats(blocks, 0), *part);
+                }
+            }
+        }
+        store(_mm512_mul_ps(sum_each(&parts), steps), out);
+    }
+}
+
+/// Calls a kernel with two closures: one reads what the vectors of a chunk from some vector on share, one values of up to
+/// eight vectors from some vector on.
+macro_rules! with_reader {
+    ($plan:expr, $kernel:ident::<$($const:ident),*>($($arg:expr),*)) => {{
+        let plan: &Plan = $plan;
+        let columns = plan.rows.columns;
+        let nothing = |_: &[u8], _: &Chunk, _| _mm512_setzero_si512();
+        let table = load_floats(&plan.table, 0);
+        // The lanes of a vector that are elements.
+        let mask = |vector: usize| u16::MAX >> (LANES - (columns - vector * LANES).min(LANES)).min(15);
+        let bytes = |row: &[u8], vector: usize| {
+            let some = &row[vector * LANES..columns.min((vector + 1) * LANES)];
+            // SAFETY: the mask names the bytes of the slice.
+            unsafe { _mm_maskz_loadu_epi8(mask(vector), some.as_ptr().cast()) }
+        };
+        let halves = |row: &[u8], vector: usize| {
+            let some = &row[2 * vector * LANES..2 * columns.min((vector + 1) * LANES)];
+            // SAFETY: as above.
+            unsafe { _mm256_maskz_loadu_epi16(mask(vector), some.as_ptr().cast()) }
+        };
+        macro_rules! wide {
+            (|$row:ident, $vector:ident| $value:expr) => {
+                $kernel::<$($const,)* _, _>($($arg,)* nothing, |$row: &[u8], _, first: usize, count: usize| {
+                    let mut values = [_mm512_setzero_ps(); MOST];
+                    for (index, value) in values.iter_mut().enumerate().take(count) {
+                        let $vector = first + index;
+                        *value = $value;
+                    }
+                    values
+                })
+            };
+        }
+        macro_rules! dense {
+            ($bits:literal) => {
+                $kernel::<$($const,)* _, _>(
+                    $($arg,)*
+                    |row: &[u8], chunk: &Chunk, from| load_dense(plan, row, chunk, from),
+                    |_: &[u8], words, _, _| skip_codes::<$bits>(words).map(|codes| _mm512_permutexvar_ps(codes, table)),
+                )
+            };
+        }
+        match plan.rows.coding {
+            Coding::Int { bits: 2, .. } => dense!(2),
+            Coding::Int { bits: 8, signed: true } => wide!(|row, vector| {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(row, vector)))
+            }),
+            Coding::Int { bits: 8, .. } => wide!(|row, vector| {
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(row, vector)))
+            }),
+            Coding::Int { .. } | Coding::Table(_) => dense!(4),
+            Coding::Word => wide!(|row, vector| _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(halves(row, vector)))),
+            Coding::E4m3 => {
+                // As f16 with the exponent of E4M3, which is 8 too small.
+                let (magnitude, sign) = (_mm256_set1_epi16(0x7f), _mm256_set1_epi16(0x80));
+                let rebias = _mm512_set1_ps(256.0);
+                wide!(|row, vector| {
+                    let codes = _mm256_cvtepu8_epi16(bytes(row, vector));
+                    let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, magnitude));
+                    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, sign));
+                    _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), rebias)
+                });
+            }
+            Coding::E5m2 => wide!(|row, vector| {
+                _mm512_cvtph_ps(_mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(bytes(row, vector))))
+            }),
+            Coding::F16 => wide!(|row, vector| _mm512_cvtph_ps(halves(row, vector))),
+            Coding::Bf16 => wide!(|row, vector| {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves(row, vector))))
+            }),
+            Coding::F32 => wide!(|row, vector| {
+                let some = &row[4 * vector * LANES..4 * columns.min((vector + 1) * LANES)];
+                // SAFETY: as above.
+                unsafe { _mm512_maskz_loadu_ps(mask(vector), some.as_ptr().cast()) }
+            }),
+        }
+    }};
+}
+
+/// The words of a chunk, shifted to the code `from` of each lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_dense(plan: &Plan, row: &[u8], chunk: &Chunk, from: usize) -> __m512i {
+    let words = load_chunk(row, chunk, plan.copies, load_words(&plan.word_shifts));
+    match i32::try_from(from * plan.rows.coding.bits()) {
+        Ok(bits) if bits > 0 => _mm512_srl_epi32(words, _mm_cvtsi32_si128(bits)),
+        _ => words,
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn dot_floats_of<const G: usize>(plan: &Plan, queries: &Queries, rows: &Rows<'_>, out: &mut [f32]) {
+    with_reader!(plan, dot_floats::<G>(plan, queries, rows, out));
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn dot_floats<const G: usize, L, F>(plan: &Plan, queries: &Queries, rows: &Rows<'_>, out: &mut [f32], load: L, get: F)
+where
+    L: Fn(&[u8], &Chunk, usize) -> __m512i,
+    F: Fn(&[u8], __m512i, usize, usize) -> [__m512; MOST],
+{
+    let (per_tile, head_bytes) = (LANES / G, plan.rows.head_bytes());
+    for (tile, out) in out[..rows.count * G].chunks_mut(LANES).enumerate() {
+        let mut parts = [_mm512_setzero_ps(); LANES];
+        for (row, parts) in (tile * per_tile..rows.count).zip(parts.as_chunks_mut::<G>().0) {
+            prefetch(rows, row);
+            let codes = &rows.codes[row * rows.stride..][..head_bytes];
+            let mut sums = [_mm512_setzero_ps(); G];
+            for chunk in &plan.chunks {
+                let mut sum = [_mm512_setzero_ps(); G];
+                let mut add = |x: __m512, vector: usize| {
+                    for (g, sum) in sum.iter_mut().enumerate() {
+                        *sum = _mm512_fmadd_ps(x, load_floats(&queries.values, (vector * G + g) * LANES), *sum);
+                    }
+                };
+                let (mut first, end) = (chunk.first, chunk.first + chunk.vectors);
+                while first < end {
+                    let words = load(codes, chunk, first - chunk.first);
+                    if first + 4 <= end {
+                        let x = get(codes, words, first, 4);
+                        (0..4).for_each(|index| add(x[index], first + index));
+                        first += 4;
+                    } else {
+                        add(get(codes, words, first, 1)[0], first);
+                        first += 1;
+                    }
+                }
+                if rows.scales.is_empty() {
+                    (0..G).for_each(|g| sums[g] = _mm512_add_ps(sums[g], sum[g]));
+                } else {
+                    let scales = load_floats(rows.scales, row * rows.meta_stride);
+                    let scale = _mm512_permutexvar_ps(load_words(&chunk.blocks), scales);
+                    (0..G).for_each(|g| sums[g] = _mm512_fmadd_ps(sum[g], scale, sums[g]));
+                }
+            }
+            if !rows.zeros.is_empty() {
+                let zeros = load_floats(rows.zeros, row * rows.meta_stride);
+                for (sum, blocks) in sums.iter_mut().zip(&queries.blocks) {
+                    *sum = _mm512_fmadd_ps(zeros, load_floats(blocks, 0), *sum);
+                }
+            }
+            *parts = sums;
+        }
+        store(sum_each(&parts), out);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn weigh_of<const G: usize, const V: usize>(
+    plan: &Plan,
+    weights: &[f32],
+    rows: &Rows<'_>,
+    sums: &mut [f32],
+    zeros: &mut [f32],
+) {
+    with_reader!(plan, weigh_floats::<G, V>(plan, weights, rows, sums, zeros));
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn weigh_floats<const G: usize, const V: usize, L, F>(
+    plan: &Plan,
+    weights: &[f32],
+    rows: &Rows<'_>,
+    sums: &mut [f32],
+    zeros: &mut [f32],
+    load: L,
+    get: F,
+) where
+    L: Fn(&[u8], &Chunk, usize) -> __m512i,
+    F: Fn(&[u8], __m512i, usize, usize) -> [__m512; MOST],
+{
+    let mut ahead = rows.ahead;
+    for chunk in &plan.chunks {
+        let (mut vector, end) = (chunk.first, chunk.first + chunk.vectors);
+        while vector < end {
+            let rows = Rows { ahead: std::mem::take(&mut ahead), ..*rows };
+            // As many vectors at a time as registers hold sums of.
+            if vector + V <= end {
+                weigh_vectors::<G, V, _, _>(plan, chunk, vector, weights, &rows, sums, zeros, &load, &get);
+                vector += V;
+            } else if vector + 2 <= end {
+                weigh_vectors::<G, 2, _, _>(plan, chunk, vector, weights, &rows, sums, zeros, &load, &get);
+                vector += 2;
+            } else {
+                weigh_vectors::<G, 1, _, _>(plan, chunk, vector, weights, &rows, sums, zeros, &load, &get);
+                vector += 1;
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[expect(clippy::too_many_arguments, reason = "a loop of its own for every number of vectors")]
+fn weigh_vectors<const G: usize, const V: usize, L, F>(
+    plan: &Plan,
+    chunk: &Chunk,
+    first: usize,
+    weights: &[f32],
+    rows: &Rows<'_>,
+    sums: &mut [f32],
+    zeros: &mut [f32],
+    load: &L,
+    get: &F,
+) where
+    L: Fn(&[u8], &Chunk, usize) -> __m512i,
+    F: Fn(&[u8], __m512i, usize, usize) -> [__m512; MOST],
+{
+    let head_bytes = plan.rows.head_bytes();
+    let sums = &mut sums[first * G * LANES..][..V * G * LANES];
+    let mut kept: [[__m512; G]; V] =
+        std::array::from_fn(|v| std::array::from_fn(|g| load_floats(sums, (v * G + g) * LANES)));
+    let mut kept_zeros: [__m512; G] = std::array::from_fn(|g| load_floats(zeros, g * LANES));
+    let blocks = load_words(&chunk.blocks);
+    for (row, weights) in weights.as_chunks::<G>().0.iter().enumerate().take(rows.count) {
+        prefetch(rows, row);
+        let codes = &rows.codes[row * rows.stride..][..head_bytes];
+        let factors: [__m512; G] = if rows.scales.is_empty() {
+            std::array::from_fn(|g| _mm512_set1_ps(weights[g]))
+        } else {
+            let scale = _mm512_permutexvar_ps(blocks, load_floats(rows.scales, row * rows.meta_stride));
+            std::array::from_fn(|g| _mm512_mul_ps(scale, _mm512_set1_ps(weights[g])))
+        };
+        let words = load(codes, chunk, first - chunk.first);
+        let x = get(codes, words, first, V);
+        for (kept, &x) in kept.iter_mut().zip(&x) {
+            for g in 0..G {
+                kept[g] = _mm512_fmadd_ps(x, factors[g], kept[g]);
+            }
+        }
+        if first == 0 && !rows.zeros.is_empty() {
+            let zeros = load_floats(rows.zeros, row * rows.meta_stride);
+            for g in 0..G {
+                kept_zeros[g] = _mm512_fmadd_ps(zeros, _mm512_set1_ps(weights[g]), kept_zeros[g]);
+            }
+        }
+    }
+    for (kept, sums) in kept.iter().flatten().zip(sums.chunks_exact_mut(LANES)) {
+        store(*kept, sums);
+    }
+    for (kept, zeros) in kept_zeros.iter().zip(zeros.chunks_exact_mut(LANES)) {
+        store(*kept, zeros);
+    }
+}

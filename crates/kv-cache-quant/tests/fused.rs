@@ -1,0 +1,167 @@
+//! Attention on packed codes against attention on decoded rows.
+#![allow(clippy::cast_precision_loss, reason = "small counts")]
+
+mod common;
+
+use common::{append, cases, gaussian, rows};
+use kv_cache_quant::*;
+use quant_core::kernels::{Isa, with_isa};
+use std::sync::Arc;
+
+fn attend(cache: &dyn KvCacheLayer, request: &Attention<'_>, isa: Isa) -> Vec<f32> {
+    let g = cache.geometry();
+    let count = request.queries.len() / (g.q_heads * g.dim_k);
+    let mut out = vec![f32::NAN; count * g.q_heads * g.dim_v];
+    with_isa(isa, || cache.attend(request, &mut out, &mut Workspace::default()).unwrap());
+    out
+}
+
+/// The stated bound: scores differ by `scale · max|q| · Σ|k| / 2^15` at most (rounding queries costs half of it), and by 2^-20 of the sum of magnitudes for everything else; weights then
+/// differ by twice that, and outputs by what weights do times the largest value.
+fn check(cache: &dyn KvCacheLayer, request: &Attention<'_>, what: &str) {
+    let g = cache.geometry();
+    let (found, expected) = (attend(cache, request, Isa::Avx512), attend(cache, request, Isa::Portable));
+    let (mut keys, mut values) = (vec![0.0; cache.len() * g.key_width()], vec![0.0; cache.len() * g.value_width()]);
+    cache.dequantize(0..cache.len(), &mut keys, &mut values).unwrap();
+    if let Some(fresh) = request.fresh {
+        keys.extend_from_slice(fresh.keys);
+        values.extend_from_slice(fresh.values);
+    }
+    let largest = |row: &[f32]| row.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let sums = keys.chunks_exact(g.dim_k).map(|key| key.iter().map(|x| x.abs()).sum::<f32>());
+    let key_sum = sums.fold(0.0, f32::max);
+    let scale = request.scale.unwrap_or(1.0 / (g.dim_k as f32).sqrt());
+    let score_error = scale * largest(request.queries) * key_sum * (2.0_f32.powi(-15) + 2.0_f32.powi(-20));
+    let bound = largest(&values) * (2.0 * score_error + 2.0_f32.powi(-18));
+    for (at, (a, b)) in found.iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() <= bound, "{what}: output {at} is {a}, decoded rows give {b}, bound {bound}");
+    }
+}
+
+const DIMS: [usize; 9] = [32, 64, 80, 96, 100, 112, 128, 192, 256];
+
+#[test]
+fn every_codec_agrees_with_attention_on_decoded_rows() {
+    for case in cases() {
+        for (index, dim) in DIMS.into_iter().enumerate() {
+            let groups = [1, 2, 3, 4, 7, 8];
+            let group = groups[index % groups.len()];
+            let g =
+                KvGeometry { kv_heads: 2, q_heads: 2 * group, dim_k: dim, dim_v: if dim == 192 { 128 } else { dim } };
+            let mut cache = (case.make)(g, KeyStorage::PostRope, case.policy);
+            let all = rows(g, 520, 5);
+            let queries = gaussian(6, 11 * g.q_heads * dim);
+            let mut held = 0;
+            for tokens in [1, 70, 257, 520] {
+                append(&mut cache, &all, held..tokens);
+                held = tokens;
+                let what = format!("{} of {dim}, {group} queries a head, {tokens} tokens", case.name);
+                let one = &queries[..g.q_heads * dim];
+                check(&cache, &Attention::of(one), &what);
+                let some = tokens.min(11 - index);
+                let many = Attention::of(&queries[..some * g.q_heads * dim]);
+                check(&cache, &many, &what);
+                if tokens == 257 {
+                    let fresh = KvRows { keys: &all.0[..3 * g.key_width()], values: &all.1[..3 * g.value_width()] };
+                    check(&cache, &many.with_fresh(fresh), &format!("{what}, fresh tokens"));
+                    check(&cache, &Attention { mask: Mask::Full, ..many }, &format!("{what}, full"));
+                    let sliding = Attention { mask: Mask::Sliding(20), scale: Some(0.3), ..many };
+                    check(&cache, &sliding, &format!("{what}, sliding"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_packed_format_agrees_with_attention_on_decoded_rows() {
+    let names = [
+        "int8",
+        "int8-g32",
+        "int8-min",
+        "int8-asym",
+        "int8-g64-f32",
+        "int4-g32",
+        "int4-min",
+        "int4-g32-min",
+        "int4-g128",
+        "int4-g128-asym",
+        "int4-g64-bf16",
+        "int2-g32-min",
+        "int2-g16",
+        "int2-full-g32",
+        "int2-min",
+        "nf4",
+        "mxfp4",
+        "nvfp4",
+        "nvint4",
+        "mxint8",
+        "mxfp8-e4m3",
+        "mxfp8-e5m2",
+        "fp8-e4m3",
+        "fp8-e5m2",
+        "f16",
+        "bf16",
+        "int3-g32-min",
+        "mxfp6-e2m3",
+    ];
+    for name in names {
+        for dim in DIMS {
+            let g = KvGeometry { kv_heads: 3, q_heads: 6, dim_k: dim, dim_v: dim };
+            let codec = Arc::new(TokenFormat::new(3, dim, name.parse().unwrap()).unwrap());
+            let policy = KvPolicy { sinks: 2, window: 9, page_tokens: 40, ..KvPolicy::default() };
+            let mut cache = QuantizedKv::new(g, KeyStorage::PostRope, codec.clone(), codec, policy).unwrap();
+            append(&mut cache, &rows(g, 150, 8), 0..150);
+            check(&cache, &Attention::of(&gaussian(9, 3 * g.q_heads * dim)), &format!("{name} of {dim}"));
+        }
+    }
+}
+
+#[test]
+fn every_stage_of_pm_kvq_agrees_with_attention_on_decoded_rows() {
+    let g = KvGeometry { kv_heads: 2, q_heads: 4, dim_k: 64, dim_v: 80 };
+    for width in Width::LADDER {
+        let config = PmKvqConfig { residual: 16, group: 32, ..PmKvqConfig::default() };
+        let policy = KvPolicy { sinks: 1, ..KvPolicy::default() };
+        let budget = layer_bytes(g, &config, policy, 300, width).unwrap();
+        let policy = KvPolicy { budget: Some(budget), ..policy };
+        let mut cache = config.cache(g, KeyStorage::PostRope, policy).unwrap();
+        append(&mut cache, &rows(g, 300, 11), 0..300);
+        assert_eq!(Width::LADDER[cache.stage()], width, "the budget asks for it");
+        check(&cache, &Attention::of(&gaussian(12, 2 * 4 * 64)), &format!("{width:?}"));
+    }
+}
+
+#[test]
+fn attention_stays_right_after_tokens_were_cut_and_evicted() {
+    for case in cases() {
+        let g = common::geometry(64);
+        let mut cache = (case.make)(g, KeyStorage::PostRope, case.policy);
+        append(&mut cache, &rows(g, 500, 21), 0..500);
+        let sealed_from = case.policy.sinks;
+        let units = 128 * 2;
+        cache.evict(sealed_from..sealed_from + units).unwrap();
+        check(&cache, &Attention::of(&gaussian(22, g.q_heads * 64)), &format!("{}, evicted", case.name));
+        cache.truncate(100).unwrap();
+        check(&cache, &Attention::of(&gaussian(23, g.q_heads * 64)), &format!("{}, cut", case.name));
+    }
+}
+
+#[test]
+fn every_number_of_threads_gives_the_same_bits() {
+    for name in ["int4-min", "rotated:int2-g32-min", "kivi:2", "mxfp4"] {
+        let g = KvGeometry { kv_heads: 2, q_heads: 8, dim_k: 128, dim_v: 128 };
+        let method: KvMethod = name.parse().unwrap();
+        let mut cache = method.cache(g, KeyStorage::PostRope, method.policy(), None).unwrap();
+        append(&mut cache, &rows(g, 3000, 31), 0..3000);
+        let queries = gaussian(32, 9 * g.q_heads * 128);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| attend(&cache, &Attention::of(&queries), Isa::Avx512))
+        };
+        let expected = run(1);
+        for threads in [2, 3, 7] {
+            assert_eq!(run(threads), expected, "{name} on {threads} threads");
+        }
+    }
+}
