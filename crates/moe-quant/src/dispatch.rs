@@ -6,6 +6,8 @@ use std::ops::Range;
 
 /// Elements below which gathering and scattering stay on one thread.
 const PARALLEL: usize = 1 << 15;
+/// The sorted row of a choice that was skipped.
+const NOWHERE: usize = usize::MAX;
 
 /// The choices of a router for a batch, sorted by expert and, within an expert, by token.
 ///
@@ -37,7 +39,7 @@ pub struct Dispatch {
     rows: Vec<usize>,
     /// The gate of each sorted row.
     gates: Vec<f32>,
-    /// The sorted rows of each token, `[tokens, top_k]`, rising.
+    /// The sorted rows of each token, `[tokens, top_k]`, rising; those that were skipped come last.
     places: Vec<usize>,
 }
 
@@ -49,6 +51,19 @@ impl Dispatch {
     /// [`Error::Mixture`] unless `1 ≤ top_k ≤ experts`, [`Error::Length`] for choices that are not whole tokens or gates of
     /// another number, [`Error::NoSuchExpert`], [`Error::Gate`].
     pub fn new(experts: usize, top_k: usize, ids: &[usize], gates: &[f32]) -> Result<Self, Error> {
+        if let Some((choice, &expert)) = ids.iter().enumerate().find(|(_, id)| **id == experts) {
+            return Err(Error::NoSuchExpert { choice, expert, experts });
+        }
+        Self::skipping(experts, top_k, ids, gates)
+    }
+
+    /// As [`Dispatch::new`], where a choice of the expert `experts`, one past the last, is no choice: its row does not
+    /// exist, and the token gets nothing for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Dispatch::new`].
+    pub fn skipping(experts: usize, top_k: usize, ids: &[usize], gates: &[f32]) -> Result<Self, Error> {
         if top_k == 0 || top_k > experts {
             return Err(Error::Mixture { experts, top_k, hidden: 1, inner: 1 });
         }
@@ -59,20 +74,22 @@ impl Dispatch {
         if gates.len() != ids.len() {
             return Err(Error::Length { what: "gates", expected: ids.len(), found: gates.len() });
         }
-        if let Some((choice, &expert)) = ids.iter().enumerate().find(|(_, id)| **id >= experts) {
+        if let Some((choice, &expert)) = ids.iter().enumerate().find(|(_, id)| **id > experts) {
             return Err(Error::NoSuchExpert { choice, expert, experts });
         }
         if let Some((choice, &value)) = gates.iter().enumerate().find(|(_, g)| !g.is_finite() || **g < 0.0) {
             return Err(Error::Gate { choice, value });
         }
         let mut starts = vec![0; experts + 1];
-        ids.iter().for_each(|id| starts[id + 1] += 1);
+        let kept = || ids.iter().filter(|id| **id < experts);
+        kept().for_each(|id| starts[id + 1] += 1);
         for expert in 0..experts {
             starts[expert + 1] += starts[expert];
         }
         let mut next = starts.clone();
-        let (mut rows, mut sorted, mut places) = (vec![0; ids.len()], vec![0.0; ids.len()], vec![0; ids.len()]);
-        for (choice, (&id, &gate)) in ids.iter().zip(gates).enumerate() {
+        let count = kept().count();
+        let (mut rows, mut sorted, mut places) = (vec![0; count], vec![0.0; count], vec![NOWHERE; ids.len()]);
+        for (choice, (&id, &gate)) in ids.iter().zip(gates).enumerate().filter(|(_, (id, _))| **id < experts) {
             let row = next[id];
             next[id] += 1;
             (rows[row], sorted[row], places[choice]) = (choice / top_k, gate, row);
@@ -124,7 +141,7 @@ impl Dispatch {
         self.starts.windows(2).map(|pair| (pair[1] - pair[0]) as u64).collect()
     }
 
-    /// The rows of `x` `[tokens, width]`, sorted: `[tokens · top_k, width]`.
+    /// The rows of `x` `[tokens, width]`, sorted: `[rows, width]`, where all but skipped choices are rows.
     ///
     /// # Errors
     ///
@@ -144,7 +161,7 @@ impl Dispatch {
         Ok(sorted)
     }
 
-    /// Adds sorted rows `y` `[tokens · top_k, width]`, each times its gate, to the tokens `out` `[tokens, width]` they
+    /// Adds sorted rows `y` `[rows, width]`, each times its gate, to the tokens `out` `[tokens, width]` they
     /// belong to, in the order of experts.
     ///
     /// # Errors
@@ -158,7 +175,7 @@ impl Dispatch {
             return Ok(());
         }
         let add = |(out, places): (&mut [f32], &[usize])| {
-            for &row in places {
+            for &row in places.iter().take_while(|row| **row != NOWHERE) {
                 let gate = self.gates[row];
                 out.iter_mut().zip(&y[row * width..(row + 1) * width]).for_each(|(out, y)| *out += gate * y);
             }

@@ -72,6 +72,19 @@ impl Activation {
             Self::Relu => x.max(0.0),
         }
     }
+
+    /// Of one number, in f32 arithmetic.
+    #[must_use]
+    pub fn of_f32(self, x: f32) -> f32 {
+        match self {
+            Self::Silu => x / (1.0 + (-x).exp()),
+            Self::GeluTanh => {
+                let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            Self::Relu => x.max(0.0),
+        }
+    }
 }
 
 /// The weights of one expert, row-major.

@@ -27,27 +27,46 @@
 //! | [`Scheme`], [`Sensitivity`] | formats of weight and input; what each costs each block (MxMoE, arXiv 2505.05799) |
 //! | [`Profile`] | measured times of a machine, and the time model |
 //! | [`allocate()`] | the least `L^r · T^(1−r)` under a budget, exactly |
+//! | [`Router`], [`Dispatch`] | from logits to rows sorted by expert |
+//! | [`MixedExperts`] | experts of different formats in one call |
+//! | [`ExpertGrams`] | gate-weighted Hessians for GPTQ and AWQ; experts without tokens (MoEQuant, arXiv 2505.03804) |
+//! | [`ebss()`], [`imbalance`] | calibration text that the model samples itself, balanced over experts |
+//! | [`SkipRule`], [`frontier_search`] | skipping experts at run time (MoDES, arXiv 2511.15690) |
 //!
 //! No model is needed: layers are slices of weights, tokens and router choices.
 
 #![forbid(unsafe_code)]
 
 mod activations;
+mod agq;
 mod allocate;
 mod dispatch;
+mod ebss;
 mod error;
+mod experts;
 mod layer;
 mod profile;
+mod router;
 mod scheme;
 mod sensitivity;
+mod skip;
 
+pub use agq::{ExpertGrams, HessianSource, UnseenExpert};
 pub use allocate::{AllocateConfig, Budget, Granularity, LayerTable, LossSum, Plan, Scope, allocate, sweep};
 pub use dispatch::Dispatch;
+pub use ebss::{
+    Counters, Ebss, EbssConfig, EbssError, EbssReport, Filters, LeftOut, ModelError, RoutedModel, Step, ebss, imbalance,
+};
 pub use error::Error;
+pub use experts::{BlockLinear, MixedExperts};
 pub use layer::{Activation, Block, ExpertWeights, MoeLayer};
 pub use profile::{Device, DeviceKind, Profile, SchemeTimes, Tile, TileTimes, crossover_rows};
+pub use router::{Router, Scores};
 pub use scheme::Scheme;
 pub use sensitivity::Sensitivity;
+pub use skip::{
+    Frontier, FrontierMode, LayerImportance, Modality, SkipRule, SkipStats, frontier_search, threshold_grid,
+};
 
 /// A count as a number to compute with; counts of bytes and tokens stay below 2⁵³.
 fn real(count: u64) -> f64 {

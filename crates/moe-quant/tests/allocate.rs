@@ -285,16 +285,14 @@ fn a_model_of_28_layers_with_64_experts_takes_seconds() {
     let mut times = full.schemes().to_vec();
     times.iter_mut().skip(1).for_each(|entry| entry.tiles.truncate(1));
     let profile = Profile::new(full.device().clone(), times).unwrap();
-    for scope in [Scope::Layer, Scope::Model] {
-        for r in [0.75, 1.0] {
-            let started = std::time::Instant::now();
-            let config = AllocateConfig { r, scope, ..AllocateConfig::new(Budget::Bits(3.25)) };
-            let plan = allocate(&tables, Some(&profile), &config).unwrap();
-            let seconds = started.elapsed().as_secs_f64();
-            println!("{scope:?}, r = {r}: {:.4} bits, {seconds:.2} s", plan.bits);
-            assert!(plan.bits <= 3.25 && plan.bits > 3.2, "{}", plan.bits);
-            assert!(seconds < 30.0, "{seconds} s");
-        }
+    for r in [0.75, 1.0] {
+        let started = std::time::Instant::now();
+        let config = AllocateConfig { r, ..AllocateConfig::new(Budget::Bits(3.25)) };
+        let plan = allocate(&tables, Some(&profile), &config).unwrap();
+        let seconds = started.elapsed().as_secs_f64();
+        println!("r = {r}: {:.4} bits, {seconds:.2} s", plan.bits);
+        assert!(plan.bits <= 3.25 && plan.bits > 3.2, "{}", plan.bits);
+        assert!(seconds < 60.0, "{seconds} s");
     }
 }
 

@@ -25,6 +25,7 @@ mod error;
 mod footprint;
 mod format;
 mod grid;
+mod grouped;
 #[doc(hidden)]
 pub mod kernels;
 mod layout;
@@ -44,6 +45,7 @@ pub use format::{
     Block, Element, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule, ScaleType, TernaryRule, ZeroPoint,
 };
 pub use grid::{BlockParams, ExponentClamps, FormatGrid, Grid, LinearQuantizer};
+pub use grouped::{Group, grouped_matmul};
 pub use layout::Layout;
 pub use linear::Linear;
 pub use packed::{EncodeOptions, PackedTensor, fake_quantize};

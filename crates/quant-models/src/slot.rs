@@ -229,6 +229,16 @@ impl Slot {
         self.weight = Weight::Dense(dense);
     }
 
+    /// The compressed weight if it is all there is to the slot: applied as it is, to inputs as they are, without a bias.
+    pub(crate) fn direct(&self) -> Option<&dyn Linear> {
+        match &self.weight {
+            Weight::Direct(linear) | Weight::Prepared(_, linear) if self.input.is_none() && self.bias.is_none() => {
+                Some(linear.as_ref())
+            }
+            _ => None,
+        }
+    }
+
     /// Computes `y = x Wᵀ + b`.
     pub(crate) fn forward(&self, x: &Rows, observer: Option<&mut (dyn Observer + '_)>) -> Result<Rows, Error> {
         if let Some(observer) = observer {

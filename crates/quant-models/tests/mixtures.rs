@@ -369,3 +369,31 @@ fn keys_and_values_are_observed_before_and_after_the_turn() {
         assert!(largest_difference(&later.2[1], &keys[4 * width..6 * width]) < 1e-5, "and gives the same keys");
     }
 }
+
+#[test]
+fn experts_applied_compressed_give_the_same_bits_together_and_one_by_one() {
+    let json = config("qwen2_moe", json!({}));
+    for apply in [quant_models::Apply::Direct, quant_models::Apply::Prepared] {
+        let mut model = model_of(&json, &weights(&json, 7));
+        let experts: Vec<String> = model
+            .slots()
+            .filter(|slot| matches!(slot.role(), Role::Expert(_)))
+            .map(|slot| slot.name().to_owned())
+            .collect();
+        for (index, name) in experts.iter().enumerate() {
+            let format: quant_core::Format = ["int4-g32-asym", "int8", "mxfp4"][index % 3].parse().unwrap();
+            let slot = model.slot_mut(name).unwrap();
+            let weight = slot.weight().unwrap();
+            let tensor = quant_core::Shaped::new(&weight, &slot.shape()).unwrap();
+            let packed = quant_core::PackedTensor::encode(format, &tensor).unwrap();
+            slot.set_linear(std::sync::Arc::new(packed), apply).unwrap();
+        }
+        let tokens = some_tokens(37, 40, 3);
+        let mut seen = 0;
+        let mut observer = |_: &str, _: usize, _: &[f32]| seen += 1;
+        let watched = model.hidden(&[&tokens], Some(&mut observer)).unwrap();
+        let together = model.hidden(&[&tokens], None).unwrap();
+        assert!(seen > experts.len() / 2, "the watched pass ran expert by expert");
+        assert_eq!(model.logits(&watched, 0..37).unwrap(), model.logits(&together, 0..37).unwrap(), "{apply:?}");
+    }
+}

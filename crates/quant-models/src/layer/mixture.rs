@@ -8,6 +8,7 @@ use crate::ops::{self, Rows};
 use crate::route::{self, Routing};
 use crate::slot::{self, Origin, Role, Slot, Weight};
 use crate::{Config, Error};
+use quant_core::{Group, grouped_matmul};
 
 #[derive(Clone, Debug)]
 pub(super) struct Experts {
@@ -97,20 +98,57 @@ impl Experts {
     pub(super) fn forward(&self, x: &Rows, pass: &mut Pass<'_>) -> Result<Rows, Error> {
         let choice = self.choose(x, pass)?;
         let shared = self.shared(x, pass)?;
-        let mut out = vec![0.0; x.rows() * x.width()];
-        for (index, expert) in self.experts.iter().enumerate() {
-            let tokens = choice.tokens_of(index, self.top_k);
-            if tokens.is_empty() {
-                continue;
-            }
-            let y = expert.forward(&gather(x, &tokens)?, pass)?;
-            y.read(|y| scatter(&mut out, y, &tokens, x.width()))?;
-        }
+        let tokens: Vec<_> = (0..self.experts.len()).map(|expert| choice.tokens_of(expert, self.top_k)).collect();
+        let together = if pass.observer.is_none() { self.together(x, &tokens, pass.config)? } else { None };
+        let out = match together {
+            Some(out) => out,
+            None => self.apart(x, &tokens, pass)?,
+        };
         let mut out = Rows::new(out, x.width())?;
         if let Some(shared) = shared {
             out.update_with(&shared, ops::add)?;
         }
         Ok(out)
+    }
+
+    /// The experts one after the other.
+    fn apart(&self, x: &Rows, tokens: &[Vec<(usize, f32)>], pass: &mut Pass<'_>) -> Result<Vec<f32>, Error> {
+        let mut out = vec![0.0; x.rows() * x.width()];
+        for (expert, tokens) in self.experts.iter().zip(tokens).filter(|(_, tokens)| !tokens.is_empty()) {
+            let y = expert.forward(&gather(x, tokens)?, pass)?;
+            y.read(|y| scatter(&mut out, y, tokens, x.width()))?;
+        }
+        Ok(out)
+    }
+
+    /// The same bits in three products of all experts, where their weights are applied compressed.
+    fn together(&self, x: &Rows, tokens: &[Vec<(usize, f32)>], config: &Config) -> Result<Option<Vec<f32>>, Error> {
+        let product = |part: fn(&Mlp) -> &Slot, x: &Rows| -> Result<Option<Rows>, Error> {
+            let mut groups = Vec::with_capacity(self.experts.len());
+            for (expert, tokens) in self.experts.iter().zip(tokens) {
+                let Some(weight) = part(expert).direct() else { return Ok(None) };
+                groups.push(Group { weight, rows: tokens.len() });
+            }
+            let Some(first) = self.experts.first() else { return Ok(None) };
+            let (name, width) = (part(first).name(), part(first).shape()[0]);
+            let mut y = vec![0.0; x.rows() * width];
+            let done = x.read(|x| grouped_matmul(&groups, x, &mut y))?;
+            done.map_err(|source| Error::Linear { name: name.to_owned(), source })?;
+            Rows::new(y, width).map(Some)
+        };
+        let direct = |expert: &Mlp| [&expert.gate, &expert.up, &expert.down].iter().all(|slot| slot.direct().is_some());
+        if x.rows() == 0 || !self.experts.iter().all(direct) {
+            return Ok(None);
+        }
+        let sorted = gather(x, &tokens.concat())?;
+        let (Some(mut gate), Some(up)) = (product(|mlp| &mlp.gate, &sorted)?, product(|mlp| &mlp.up, &sorted)?) else {
+            return Ok(None);
+        };
+        gate.update_with(&up, |gate, up| ops::gated(config.activation, gate, up))?;
+        let Some(y) = product(|mlp| &mlp.down, &gate)? else { return Ok(None) };
+        let mut out = vec![0.0; x.rows() * x.width()];
+        y.read(|y| scatter(&mut out, y, &tokens.concat(), x.width()))?;
+        Ok(Some(out))
     }
 
     fn choose(&self, x: &Rows, pass: &mut Pass<'_>) -> Result<Choice, Error> {
