@@ -1,8 +1,9 @@
 //! LAPACK as a second opinion: the same decompositions by a library that is found when the program runs.
 //!
-//! Nothing is linked: the crate builds on machines without LAPACK, and a program says at run time which library it wants, by the variable
-//! `LEANBITS_LAPACK` or by having one where the system looks for shared libraries. OpenBLAS, MKL, ATLAS and the reference LAPACK all do, with 32-bit or
-//! 64-bit integers, the renamed copies inside Python packages too.
+//! Nothing is linked: the crate builds on machines without LAPACK, and a program says at run time which library it
+//! wants, by the variable `LEANBITS_LAPACK` or by having one where the system looks for shared libraries. OpenBLAS,
+//! MKL, ATLAS and the reference LAPACK all do, with 32-bit or 64-bit integers, the renamed copies inside Python
+//! packages too.
 #![expect(unsafe_code, reason = "calls into a library of another language")]
 
 use crate::view::{check, check_result, check_square};
@@ -157,8 +158,9 @@ impl Lapack {
 
     fn open(name: &str) -> Option<Self> {
         let file = CString::new(name).ok()?;
-        // SAFETY: the name is a string that ends in 0. What the library does when it is loaded is up to whoever started this program: it is
-        // found as the system finds libraries, or named in the environment, which could preload it as well.
+        // SAFETY: the name is a string that ends in 0. What the library does when it is loaded is up to whoever started
+        // this program: it is found as the system finds libraries, or named in the environment, which could preload it
+        // as well.
         let library = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if library.is_null() {
             return None;
@@ -198,7 +200,8 @@ impl Lapack {
     }
 
     fn svd_with<I: Integer>(&self, a: ArrayView2<'_, f64>) -> Result<Svd, Error> {
-        // A row-major matrix is the transpose of a column-major one: Aᵀ = V S Uᵀ, and the results are Vᵀ and U row-major.
+        // A row-major matrix is the transpose of a column-major one: Aᵀ = V S Uᵀ, and the results are Vᵀ and U
+        // row-major.
         let (m, n) = a.dim();
         let k = m.min(n);
         let mut a = a.as_standard_layout().into_owned();
@@ -209,8 +212,8 @@ impl Lapack {
         // SAFETY: the symbol is LAPACK's dgesdd with these integers.
         let gesdd: Gesdd<I> = unsafe { std::mem::transmute(self.gesdd.0) };
         let mut run = |work: &mut [f64], length: I| {
-            // SAFETY: the matrices have the sizes that are passed with them, `integers` 8·min(m, n) elements, and `work` has `length`, or one when
-            // `length` is -1 and the size is asked for.
+            // SAFETY: the matrices have the sizes that are passed with them, `integers` 8·min(m, n) elements, and
+            // `work` has `length`, or one when `length` is -1 and the size is asked for.
             unsafe {
                 gesdd(
                     &raw const job,
@@ -389,7 +392,8 @@ impl Lapack {
         };
         let ((a, how_a, stride_a), (b, how_b, stride_b)) = (operand(a, m, k), operand(b, k, n));
         let (one, zero) = (1.0, 0.0);
-        // SAFETY: the symbol is BLAS's dgemm with these integers; the matrices have the sizes and strides that are passed.
+        // SAFETY: the symbol is BLAS's dgemm with these integers; the matrices have the sizes and strides that are
+        // passed.
         unsafe {
             let gemm: Gemm<I> = std::mem::transmute(self.gemm.0);
             gemm(
@@ -411,7 +415,8 @@ impl Lapack {
         Ok(out)
     }
 
-    /// [`randomized_svd`](crate::randomized_svd), every step by LAPACK and all of it in f64: the same directions from the same seed.
+    /// [`randomized_svd`](crate::randomized_svd), every step by LAPACK and all of it in f64: the same directions from
+    /// the same seed.
     ///
     /// # Errors
     ///

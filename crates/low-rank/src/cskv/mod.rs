@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 /// How much of the channels a cache keeps.
 ///
-/// The width of a head is found first and rounded down, the latent is that times the heads: 0.3 of 128 is 38 and not 38.4. All heads are
-/// factored together; the share of a head is how caches lay latents out and how quantizers cut them into groups.
+/// The width of a head is found first and rounded down, the latent is that times the heads: 0.3 of 128 is 38 and not
+/// 38.4. All heads are factored together; the share of a head is how caches lay latents out and how quantizers cut them
+/// into groups.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheWidth {
@@ -103,8 +104,8 @@ pub struct KvAdapter {
 
 impl KvAdapter {
     /// The factors of a projection `[out, in]` cut to `width`, by any method: the paper takes [`Asvd`](crate::Asvd),
-    /// [`PlainSvd`](crate::PlainSvd) is its baseline, and [`SvdLlm`](crate::SvdLlm) is the optimum on calibration that training without
-    /// quantization converges to, `min E‖W x − Bᵀ Aᵀ x‖²` in closed form.
+    /// [`PlainSvd`](crate::PlainSvd) is its baseline, and [`SvdLlm`](crate::SvdLlm) is the optimum on calibration that
+    /// training without quantization converges to, `min E‖W x − Bᵀ Aᵀ x‖²` in closed form.
     ///
     /// # Errors
     ///
@@ -127,7 +128,8 @@ impl KvAdapter {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when they do not fit, [`Error::Rank`] when they have no elements, [`Error::Linalg`] for such that are not finite.
+    /// [`Error::Mismatch`] when they do not fit, [`Error::Rank`] when they have no elements, [`Error::Linalg`] for such
+    /// that are not finite.
     pub fn from_parts(a: Array2<f64>, b: Array2<f64>) -> Result<Self, Error> {
         if a.ncols() != b.nrows() {
             return Err(Error::Mismatch { left: a.dim(), right: b.dim() });
@@ -156,12 +158,12 @@ impl KvAdapter {
         Ok(self)
     }
 
-    /// Turns latents by a random orthogonal matrix, `A R` and `Rᵀ B`, for latents that are to be quantized: all vary alike then, and what rounding
-    /// adds to each counts the same.
+    /// Turns latents by a random orthogonal matrix, `A R` and `Rᵀ B`, for latents that are to be quantized: all vary
+    /// alike then, and what rounding adds to each counts the same.
     ///
-    /// On the balanced factors of [`KvAdapter::new`] this is the best that linear maps can do against uniform rounding at equal bits: with `σ` the
-    /// singular values, `r` of them, rounding costs in proportion to `(Σ σ)² / r`; before the turn, and however the values are split between
-    /// the factors, it was `Σ σ²`.
+    /// On the balanced factors of [`KvAdapter::new`] this is the best that linear maps can do against uniform rounding
+    /// at equal bits: with `σ` the singular values, `r` of them, rounding costs in proportion to `(Σ σ)² / r`; before
+    /// the turn, and however the values are split between the factors, it was `Σ σ²`.
     ///
     /// # Errors
     ///
@@ -202,8 +204,8 @@ impl KvAdapter {
         Ok(self.width() / heads)
     }
 
-    /// Parameters that the layer holds beside its projection, which the exact branch still needs. At two bytes each, a cache of f16
-    /// saves memory once it holds `2 · parameters / (bytes saved a token)` tokens.
+    /// Parameters that the layer holds beside its projection, which the exact branch still needs. At two bytes each, a
+    /// cache of f16 saves memory once it holds `2 · parameters / (bytes saved a token)` tokens.
     #[must_use]
     pub fn parameters(&self) -> u64 {
         (self.a.len() + self.b.len()) as u64
@@ -233,12 +235,13 @@ impl KvAdapter {
         }
     }
 
-    /// The paper's loss on some inputs: the mean over tokens and channels of `(x Wᵀ − x A B)²`. A bias is on both sides and cancels, and so
-    /// does the rotary turn.
+    /// The paper's loss on some inputs: the mean over tokens and channels of `(x Wᵀ − x A B)²`. A bias is on both sides
+    /// and cancels, and so does the rotary turn.
     ///
     /// # Errors
     ///
-    /// [`Error::NotAMatrix`] and [`Error::Core`] for the weight, [`Error::Features`] when the inputs or the weight have other widths.
+    /// [`Error::NotAMatrix`] and [`Error::Core`] for the weight, [`Error::Features`] when the inputs or the weight have
+    /// other widths.
     pub fn loss(&self, weight: &impl quant_core::Tensor, x: ArrayView2<'_, f64>) -> Result<f64, Error> {
         let w = read(weight)?;
         self.check(&w, x)?;
@@ -246,11 +249,12 @@ impl KvAdapter {
         Ok(squared_norm(&error) / error.len().max(1) as f64)
     }
 
-    /// The map from outputs to latents for caches that are given keys and not inputs: `P = B⁺` `[out, width]`, `c = (k − bias) P`.
+    /// The map from outputs to latents for caches that are given keys and not inputs: `P = B⁺` `[out, width]`, `c = (k
+    /// − bias) P`.
     ///
-    /// Of all latents of a key this one has the least error, so a cache of `(P, B)` is never worse than one of `(A, B)`, and with
-    /// [`SvdLlm`](crate::SvdLlm) it is the same: there `A = Wᵀ B⁺`. Latents that are quantized are another matter: train `P` itself, with the
-    /// keys as inputs and the identity as weight.
+    /// Of all latents of a key this one has the least error, so a cache of `(P, B)` is never worse than one of `(A,
+    /// B)`, and with [`SvdLlm`](crate::SvdLlm) it is the same: there `A = Wᵀ B⁺`. Latents that are quantized are
+    /// another matter: train `P` itself, with the keys as inputs and the identity as weight.
     ///
     /// # Errors
     ///

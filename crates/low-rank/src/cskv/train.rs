@@ -1,8 +1,8 @@
 //! Training of adapters, one layer at a time.
 //!
-//! The loss of the paper adds up the errors of keys and values of all layers, but attention goes on with the exact ones: no layer sees what
-//! another one lost, and each is a least-squares problem of its own. Its gradients are two products, and no model is needed to
-//! train: inputs `x` and the weight do.
+//! The loss of the paper adds up the errors of keys and values of all layers, but attention goes on with the exact
+//! ones: no layer sees what another one lost, and each is a least-squares problem of its own. Its gradients are two
+//! products, and no model is needed to train: inputs `x` and the weight do.
 
 use super::{KvAdapter, right_inverse, solve_positive};
 use crate::Error;
@@ -35,17 +35,17 @@ impl Default for Training {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Optimizer {
-    /// AdamW on both matrices, a step for each batch, with moments of 0.9 and 0.999. Where latents are quantized, `B` is fitted to them as they
-    /// are stored after each pass, in closed form.
+    /// AdamW on both matrices, a step for each batch, with moments of 0.9 and 0.999. Where latents are quantized, `B`
+    /// is fitted to them as they are stored after each pass, in closed form.
     AdamW {
-        /// Step size of the first step; it falls linearly to 0. Steps are made where inputs are white and keys have a mean square of 1, so that
-        /// one size fits all layers.
+        /// Step size of the first step; it falls linearly to 0. Steps are made where inputs are white and keys have a
+        /// mean square of 1, so that one size fits all layers.
         learning_rate: f64,
         /// Share of the parameters that a step takes away, times the step size.
         weight_decay: f64,
     },
-    /// Each matrix in turn by its closed form, once a pass: `B` is fitted to the latents as they are stored, and `A` gives every token the best
-    /// latent for that `B`.
+    /// Each matrix in turn by its closed form, once a pass: `B` is fitted to the latents as they are stored, and `A`
+    /// gives every token the best latent for that `B`.
     Alternating,
 }
 
@@ -61,8 +61,8 @@ impl Default for Optimizer {
 pub struct LatentFormat {
     /// The format. Groups run along the latent of a token, or along tokens.
     pub format: Format,
-    /// Tokens that are quantized together, channel by channel (the paper's keys, 32); `None`: every token by itself (its values). Tokens
-    /// after the last whole block are left as they are, as in the cache.
+    /// Tokens that are quantized together, channel by channel (the paper's keys, 32); `None`: every token by itself
+    /// (its values). Tokens after the last whole block are left as they are, as in the cache.
     #[serde(default)]
     pub block: Option<usize>,
 }
@@ -87,8 +87,9 @@ impl LatentFormat {
         Ok(out)
     }
 
-    /// Adds what gradients of rounded latents say about ranges. An error of rounding is a fixed part of the range of its group, and grows with
-    /// it: `∂L/∂range = Σ g (ĉ − c) / range`, which the elements at both ends of the range receive.
+    /// Adds what gradients of rounded latents say about ranges. An error of rounding is a fixed part of the range of
+    /// its group, and grows with it: `∂L/∂range = Σ g (ĉ − c) / range`, which the elements at both ends of the range
+    /// receive.
     fn add_range_gradient(&self, latents: &Array2<f64>, stored: &Array2<f64>, gradient: &mut Array2<f64>) {
         for group in self.groups(latents.dim()) {
             let pull: f64 = group.iter().map(|&at| gradient[at] * (stored[at] - latents[at])).sum();
@@ -153,20 +154,21 @@ pub struct TrainLog {
 
 /// Trains an adapter of a projection `[out, in]` on inputs, batches of `[tokens, in]`.
 ///
-/// Gradients pass through the rounding of latents unchanged (straight-through), and ranges have gradients of their own: what rounding loses is
-/// a part of a range, and without them nothing would tell the adapter to keep ranges small. The authors' code stops gradients at the least and the
-/// largest element of each group instead, as if those were clipped. The adapter with the least loss over all batches is kept, so training
-/// never makes it worse on its own data.
+/// Gradients pass through the rounding of latents unchanged (straight-through), and ranges have gradients of their own:
+/// what rounding loses is a part of a range, and without them nothing would tell the adapter to keep ranges small. The
+/// authors' code stops gradients at the least and the largest element of each group instead, as if those were clipped.
+/// The adapter with the least loss over all batches is kept, so training never makes it worse on its own data.
 ///
-/// Steps are made in coordinates in which inputs are white and keys have a mean square of 1. The optimum is the same; the paper's step size of
-/// 5·10⁻⁵ is for others.
+/// Steps are made in coordinates in which inputs are white and keys have a mean square of 1. The optimum is the same;
+/// the paper's step size of 5·10⁻⁵ is for others.
 ///
 /// Keys in place of inputs, with the identity as weight, train the maps of a cache that is given keys.
 ///
 /// # Errors
 ///
-/// [`Error::Missing`] without a token, [`Error::Features`] for widths that differ, [`Error::Setting`] for a learning rate or a decay that is
-/// negative or not finite, [`Error::Diverged`], [`Error::Core`] for a weight or latents that cannot be stored.
+/// [`Error::Missing`] without a token, [`Error::Features`] for widths that differ, [`Error::Setting`] for a learning
+/// rate or a decay that is negative or not finite, [`Error::Diverged`], [`Error::Core`] for a weight or latents that
+/// cannot be stored.
 pub fn train(
     weight: &impl quant_core::Tensor,
     batches: &[ArrayView2<'_, f64>],
@@ -200,8 +202,9 @@ pub fn train(
     Ok(TrainLog { before, epochs, after })
 }
 
-/// `min ‖K − Q(x A) B‖²` in coordinates in which one step size fits all layers: inputs are whitened, `x L⁻ᵀ` with `L Lᵀ` the mean of `x xᵀ`, and keys
-/// have a mean square of 1. Latents change by a factor alone, which quantizers do not mind.
+/// `min ‖K − Q(x A) B‖²` in coordinates in which one step size fits all layers: inputs are whitened, `x L⁻ᵀ` with `L
+/// Lᵀ` the mean of `x xᵀ`, and keys have a mean square of 1. Latents change by a factor alone, which quantizers do not
+/// mind.
 struct Problem {
     /// The weight for these inputs and keys.
     w: Array2<f64>,
@@ -262,8 +265,8 @@ impl Problem {
         Ok(sum / count as f64 * self.scale * self.scale)
     }
 
-    /// A step for each batch: with `E = 2 (Q(x A) B − K)` over the number of elements, `∂B = Q(x A)ᵀ E` and `∂A = xᵀ E Bᵀ`, the latter with
-    /// the gradient of ranges.
+    /// A step for each batch: with `E = 2 (Q(x A) B − K)` over the number of elements, `∂B = Q(x A)ᵀ E` and `∂A = xᵀ E
+    /// Bᵀ`, the latter with the gradient of ranges.
     fn steps(&self, adapter: &mut KvAdapter, adam: &mut Adam) -> Result<(), Error> {
         for (x, keys) in &self.pairs {
             let latents = adapter.latents(x.view());
