@@ -71,7 +71,7 @@ pub use codec::{
 pub use error::{Error, Stream};
 pub use geometry::{KvGeometry, KvRows};
 pub use layer::{ByteReport, Capabilities, KvCacheLayer, Rollback};
-pub use method::{KvMethod, Pair, StreamStatistics};
+pub use method::{KvMethod, Pair, SkvqCodes, StreamStatistics};
 pub use packed::PackedRows;
 pub use positions::Positions;
 pub use precision::FullPrecision;

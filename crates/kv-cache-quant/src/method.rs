@@ -21,7 +21,8 @@ use std::sync::Arc;
 /// | `smooth:int4-min` | channels divided by `√max|x|` first |
 /// | `kivi:2` | KIVI, groups of 32 |
 /// | `2d:4` | WKVQuant's two-dimensional quantization, groups of 128 |
-/// | `skvq:2`, `skvq:ternary` | SKVQ, groups of 128 on average, E4M3 scales |
+/// | `2d-range:4` | the same with channels scaled by their ranges instead of moments |
+/// | `skvq:2`, `skvq:ternary`, `skvq:2-g32` | SKVQ, groups of 128 channels on average, or as many as named; E4M3 scales |
 /// | `cskv:0.5`, `cskv:16`, `cskv:0.2@int4-min` | CSKV: latents of half the channels, of 16 a head; quantized |
 /// | `cskv-block:0.2@int4-min` | the same with blocks of 32 tokens, keys by channel in them, in place of a window |
 /// | `pm-kvq` | PM-KVQ, as far down as the policy's budget asks |
@@ -53,8 +54,10 @@ pub enum KvMethod {
     Kivi(Pair<u8>),
     /// Two-dimensional quantization at these bits. Needs statistics.
     TwoDim(Pair<u8>),
+    /// The same, channels scaled by half of their range about its middle. Needs statistics.
+    TwoDimRange(Pair<u8>),
     /// SKVQ at these levels. Needs statistics, and rows to search clip factors on; without rows they are 0.92.
-    Skvq(Pair<Levels>),
+    Skvq(Pair<SkvqCodes>),
     /// CSKV behind a window. Needs statistics with rows, best of keys before the rotary turn.
     Cskv(Pair<LatentCode>),
     /// CSKV in blocks.
@@ -88,8 +91,19 @@ pub struct StreamStatistics {
     pub rows: Vec<f32>,
 }
 
-/// Channels that share a range in SKVQ, on average.
+/// What SKVQ makes of one stream. Its name is that of the levels, with `-gN` for other groups than the published ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkvqCodes {
+    /// Levels of a code.
+    pub levels: Levels,
+    /// Channels that share a range, on average.
+    pub group: usize,
+}
+
+/// The group of SKVQ's published runs.
 const SKVQ_GROUP: usize = 128;
+/// Most channels of a group that are believed.
+const SKVQ_MOST: usize = 1 << 16;
 /// Seed of SKVQ's k-means.
 const SKVQ_SEED: u64 = 42;
 /// The clip factor of SKVQ's published runs.
@@ -137,7 +151,13 @@ impl KvMethod {
     pub fn needs_statistics(&self) -> bool {
         matches!(
             self,
-            Self::Centred(_) | Self::Smooth(_) | Self::TwoDim(_) | Self::Skvq(_) | Self::Cskv(_) | Self::CskvBlock(_)
+            Self::Centred(_)
+                | Self::Smooth(_)
+                | Self::TwoDim(_)
+                | Self::TwoDimRange(_)
+                | Self::Skvq(_)
+                | Self::Cskv(_)
+                | Self::CskvBlock(_)
         )
     }
 
@@ -193,6 +213,10 @@ impl KvMethod {
         Ok(match self {
             // KIVI and PM-KVQ are made as a whole.
             Self::Plain | Self::Kivi(_) | Self::PmKvq => Arc::new(Plain::new(heads, dim, FullPrecision::F32)?),
+            // The same values, without a decoder in between.
+            Self::Format(pair) if pair.of(stream).to_string() == "f16" => {
+                Arc::new(Plain::new(heads, dim, FullPrecision::F16)?)
+            }
             Self::Format(pair) => token(pair)?,
             Self::Rotated(pair) => Arc::new(rotated(pair)?),
             Self::Centred(pair) => {
@@ -207,16 +231,21 @@ impl KvMethod {
                 let affine = ChannelAffine::from_moments(&statistics()?.mean, &statistics()?.deviation)?;
                 Arc::new(TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() }.codec(heads, dim, affine)?)
             }
+            Self::TwoDimRange(bits) => {
+                let affine = ChannelAffine::from_min_max(&statistics()?.min, &statistics()?.max)?;
+                Arc::new(TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() }.codec(heads, dim, affine)?)
+            }
             Self::Cskv(codes) => Arc::new(codes.of(stream).codec(stream, heads, dim, false, statistics()?)?),
             Self::CskvBlock(codes) => Arc::new(codes.of(stream).codec(stream, heads, dim, true, statistics()?)?),
-            Self::Skvq(levels) => Arc::new(skvq(*levels.of(stream), statistics()?)?),
+            Self::Skvq(codes) => Arc::new(skvq(*codes.of(stream), statistics()?)?),
         })
     }
 }
 
 /// SKVQ as it is published, with clip factors searched per group where there are rows.
-fn skvq(levels: Levels, statistics: &StreamStatistics) -> Result<Skvq, Error> {
-    let plan = ReorderPlan::kmeans(&statistics.min, &statistics.max, SKVQ_GROUP, SKVQ_SEED, false)?;
+fn skvq(codes: SkvqCodes, statistics: &StreamStatistics) -> Result<Skvq, Error> {
+    let SkvqCodes { levels, group } = codes;
+    let plan = ReorderPlan::kmeans(&statistics.min, &statistics.max, group, SKVQ_SEED, false)?;
     let largest = statistics.largest().into_iter().fold(0.0, f32::max);
     let config = SkvqConfig { levels, meta: MetaFormat::e4m3_for(largest), clip: ClipMode::Midpoint };
     let alphas = if statistics.rows.is_empty() {
@@ -252,6 +281,15 @@ impl fmt::Display for Levels {
     }
 }
 
+impl fmt::Display for SkvqCodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group {
+            SKVQ_GROUP => self.levels.fmt(f),
+            group => write!(f, "{}-g{group}", self.levels),
+        }
+    }
+}
+
 impl fmt::Display for KvMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -262,6 +300,7 @@ impl fmt::Display for KvMethod {
             Self::Smooth(pair) => write!(f, "smooth:{pair}"),
             Self::Kivi(pair) => write!(f, "kivi:{pair}"),
             Self::TwoDim(pair) => write!(f, "2d:{pair}"),
+            Self::TwoDimRange(pair) => write!(f, "2d-range:{pair}"),
             Self::Skvq(pair) => write!(f, "skvq:{pair}"),
             Self::Cskv(pair) => write!(f, "cskv:{pair}"),
             Self::CskvBlock(pair) => write!(f, "cskv-block:{pair}"),
@@ -277,18 +316,27 @@ impl FromStr for KvMethod {
         let unknown = || Error::Unsupported {
             what: "method of a key-value cache",
             found: format!("`{name}`"),
-            supported: "f32, FORMAT, rotated:FORMAT, centred:FORMAT, smooth:FORMAT, kivi:BITS, 2d:BITS, skvq:BITS, \
-                        skvq:ternary, cskv:WIDTH, cskv:WIDTH@FORMAT, cskv-block:…, pm-kvq; keys/values where they \
+            supported: "f32, FORMAT, rotated:FORMAT, centred:FORMAT, smooth:FORMAT, kivi:BITS, 2d:BITS, 2d-range:BITS, \
+                        skvq:BITS, skvq:ternary, skvq:BITS-gN, cskv:WIDTH, cskv:WIDTH@FORMAT, cskv-block:…, pm-kvq; keys/values where they \
                         differ",
         };
         let formats = |text: &str| parse_pair(text, |part| Ok(part.parse::<Format>()?));
         let bits = |text: &str| {
             parse_pair(text, |part| part.parse().ok().filter(|bits| (1..=8).contains(bits)).ok_or_else(unknown))
         };
-        let levels = |text: &str| {
-            parse_pair(text, |part| match part {
-                "ternary" => Ok(Levels::Ternary),
-                _ => bits(part).map(|pair| Levels::Bits(pair.keys)),
+        let skvq = |text: &str| {
+            parse_pair(text, |part| {
+                let (levels, group) = match part.split_once("-g") {
+                    None => (part, Some(SKVQ_GROUP)),
+                    Some((levels, group)) => {
+                        (levels, group.parse().ok().filter(|group| (1..=SKVQ_MOST).contains(group)))
+                    }
+                };
+                let levels = match levels {
+                    "ternary" => Levels::Ternary,
+                    _ => Levels::Bits(bits(levels)?.keys),
+                };
+                Ok(SkvqCodes { levels, group: group.ok_or_else(unknown)? })
             })
         };
         Ok(match name.split_once(':') {
@@ -300,9 +348,10 @@ impl FromStr for KvMethod {
             Some(("smooth", rest)) => Self::Smooth(formats(rest)?),
             Some(("kivi", rest)) => Self::Kivi(bits(rest)?),
             Some(("2d", rest)) => Self::TwoDim(bits(rest)?),
+            Some(("2d-range", rest)) => Self::TwoDimRange(bits(rest)?),
             Some(("cskv", rest)) => Self::Cskv(parse_pair(rest, str::parse)?),
             Some(("cskv-block", rest)) => Self::CskvBlock(parse_pair(rest, str::parse)?),
-            Some(("skvq", rest)) => Self::Skvq(levels(rest)?),
+            Some(("skvq", rest)) => Self::Skvq(skvq(rest)?),
             Some(_) => return Err(unknown()),
         })
     }

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use kv_cache_quant::*;
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 20] = [
     "f32",
     "f16",
     "int4-g32-min",
@@ -19,6 +19,8 @@ const NAMES: [&str; 18] = [
     "2d:4/2",
     "skvq:2",
     "skvq:2/ternary",
+    "skvq:2-g32/ternary-g64",
+    "2d-range:4",
     "cskv:0.5",
     "cskv:60/0.875",
     "cskv:1.0@int4-min/0.9@int8",

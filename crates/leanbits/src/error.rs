@@ -263,6 +263,14 @@ pub enum Error {
         /// Why.
         source: Box<kv_cache_quant::Error>,
     },
+    /// The parameters of a folder's key-value cache cannot be used.
+    #[error("{}: {reason}", path.display())]
+    KvParameters {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The model keeps no keys and values.
     #[error("{}: a recurrent model, which has no key-value cache", path.display())]
     NoKvCache {
@@ -346,6 +354,7 @@ impl Error {
                 "give a larger budget, or a smaller context"
             }
             Self::KvCache { .. } => "`leanbits kv --help` lists the codecs",
+            Self::KvParameters { .. } => "the folder is incomplete or damaged; compress the model again",
             Self::NoKvCache { .. } => "its state has the same size for any context",
             Self::Layout { .. } => {
                 "use --layout leanbits, or a format such as int4-g128, int8, fp8-e4m3, mxfp4 or nvfp4"

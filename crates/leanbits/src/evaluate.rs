@@ -1,10 +1,13 @@
 //! How well a model predicts a text, original or compressed.
 
 use crate::compress::activations;
-use crate::models::eval::{Score, WindowOptions, Windows, compare, perplexity};
-use crate::models::{Apply, Config, Decoder, Text};
+use crate::kv::{Cached, Caches, Stored};
+use crate::models::eval::{Predictor, Score, WindowOptions, Windows, compare, perplexity};
+use crate::models::{Apply, Config, Decoder, Slot, Text};
 use crate::plan::is_quantized;
 use crate::{Error, Progress, Weights};
+use quant_core::Format;
+use quant_io::Checkpoint;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,6 +45,9 @@ pub struct EvalReport {
     pub context: usize,
     /// Bytes of the model's tensors as stored.
     pub model_bytes: u64,
+    /// The quantized key-value cache that the folder names and every token was read through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<String>,
     /// What the comparison found.
     #[serde(flatten)]
     pub against: Option<AgainstReport>,
@@ -67,6 +73,8 @@ pub struct AgainstReport {
 }
 
 /// Measures a model folder on a text.
+///
+/// A folder that names a key-value cache is read through it, token by token; others are read a window at once.
 ///
 /// The text is read as it is. Without [`EvalOptions::split`] it is cut into windows that do not overlap, and every token of
 /// a window but the first is predicted; a remainder that fills no window is left out.
@@ -95,6 +103,8 @@ pub fn evaluate(
     let reader = Text::open(model, config)?;
     let windows = cut(&reader, &bytes, options.split.as_deref(), window)?;
     let total = windows.scored() as u64;
+    let caches = loaded.caches(context)?;
+    let through = Reader::new(&loaded.decoder, caches.as_ref());
     let mut seen = 0;
     let (score, against) = match &options.against {
         None => {
@@ -103,7 +113,7 @@ pub fn evaluate(
                 progress.advance((now.scored - seen) as u64, &format!("perplexity {:.4}", now.perplexity));
                 seen = now.scored;
             };
-            (perplexity(&loaded.decoder, &windows, &mut step)?, None)
+            (perplexity(through.model(), &windows, &mut step)?, None)
         }
         Some(other) => {
             let reference = Loaded::open(other)?;
@@ -112,7 +122,9 @@ pub fn evaluate(
                 progress.advance((now.scored - seen) as u64, &format!("perplexity {:.4}", now.perplexity));
                 seen = now.scored;
             };
-            let found = compare(&reference.decoder, &[&loaded.decoder], &windows, &mut step)?;
+            let reference_caches = reference.caches(context)?;
+            let expected = Reader::new(&reference.decoder, reference_caches.as_ref());
+            let found = compare(expected.model(), &[through.model()], &windows, &mut step)?;
             let found = found
                 .first()
                 .ok_or_else(|| Error::Config { path: model.to_owned(), reason: "nothing was compared".to_owned() })?;
@@ -128,7 +140,30 @@ pub fn evaluate(
         }
     };
     progress.end();
-    Ok(report(score, context, loaded.bytes, against, start))
+    let kv_cache = caches.as_ref().map(|caches| caches.name.clone());
+    Ok(EvalReport { kv_cache, ..report(score, context, loaded.bytes, against, start) })
+}
+
+/// A model as it reads: at once, or through the caches of its folder.
+enum Reader<'a> {
+    Plain(&'a Decoder),
+    Cached(Cached<'a>),
+}
+
+impl<'a> Reader<'a> {
+    fn new(decoder: &'a Decoder, caches: Option<&'a Caches>) -> Self {
+        match caches {
+            None => Self::Plain(decoder),
+            Some(caches) => Self::Cached(Cached { decoder, caches, meter: None, told: None }),
+        }
+    }
+
+    fn model(&self) -> &dyn Predictor {
+        match self {
+            Self::Plain(decoder) => *decoder,
+            Self::Cached(cached) => cached,
+        }
+    }
 }
 
 fn report(score: Score, context: usize, bytes: u64, against: Option<AgainstReport>, start: Instant) -> EvalReport {
@@ -139,6 +174,7 @@ fn report(score: Score, context: usize, bytes: u64, against: Option<AgainstRepor
         text_bytes: score.bytes,
         context,
         model_bytes: bytes,
+        kv_cache: None,
         against,
         seconds: start.elapsed().as_secs_f64(),
     }
@@ -148,6 +184,22 @@ fn report(score: Score, context: usize, bytes: u64, against: Option<AgainstRepor
 pub(crate) struct Loaded {
     pub(crate) decoder: Decoder,
     bytes: u64,
+    /// The cache that the folder names.
+    pub(crate) kv_cache: Option<Stored>,
+}
+
+/// Makes linears whose weights are quantized round their inputs.
+pub(crate) fn round_inputs<'a>(
+    slots: impl IntoIterator<Item = &'a mut Slot>,
+    checkpoint: &Checkpoint,
+    format: Option<Format>,
+) -> Result<(), Error> {
+    for slot in slots {
+        if checkpoint.entry(&slot.origin().tensor).is_some_and(|entry| is_quantized(&entry.stored)) {
+            slot.set_input_format(format)?;
+        }
+    }
+    Ok(())
 }
 
 impl Loaded {
@@ -158,13 +210,18 @@ impl Loaded {
         let bytes = checkpoint.entries().iter().map(|entry| entry.bytes).sum();
         let mut decoder = Decoder::from_source(config, &weights, Apply::Decoded)?;
         if let Some(format) = activations(folder, checkpoint.config())? {
-            let packed = |tensor: &str| checkpoint.entry(tensor).is_some_and(|entry| is_quantized(&entry.stored));
-            let quantized = decoder.slots().filter(|slot| packed(&slot.origin().tensor));
-            for name in quantized.map(|slot| slot.name().to_owned()).collect::<Vec<_>>() {
-                decoder.slot_mut(&name)?.set_input_format(Some(format))?;
+            for layer in decoder.layers_mut() {
+                round_inputs(layer.slots_mut(), checkpoint, Some(format))?;
             }
+            round_inputs([decoder.head_mut().slot_mut()], checkpoint, Some(format))?;
         }
-        Ok(Self { decoder, bytes })
+        let kv_cache = Stored::open(folder, checkpoint.config(), decoder.config())?;
+        Ok(Self { decoder, bytes, kv_cache })
+    }
+
+    /// The caches that the folder names, for windows of so many tokens.
+    fn caches(&self, context: usize) -> Result<Option<Caches>, Error> {
+        self.kv_cache.as_ref().map(|stored| stored.caches(self.decoder.config(), context)).transpose()
     }
 }
 
@@ -205,6 +262,9 @@ impl EvalReport {
             self.context,
             crate::table::bytes(self.model_bytes),
         );
+        if let Some(kv_cache) = &self.kv_cache {
+            out.push_str(&format!("cache          {kv_cache}, read token by token\n"));
+        }
         if let Some(against) = &self.against {
             out.push_str(&format!(
                 "against        perplexity {:.4}, {}\nKL divergence  {:.6} nats (99.9%: {:.4}, largest: {:.4})\ntop-1 equal    {:.2} %\n",

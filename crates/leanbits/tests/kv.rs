@@ -174,3 +174,157 @@ fn the_table_and_the_picture_show_every_codec() {
         assert!(picture.contains(codec), "{codec} is missing in the picture");
     }
 }
+
+/// A recipe that names a cache, in a file.
+fn recipe(folder: &Path, kv_cache: &str) -> PathBuf {
+    let path = folder.join("recipe.toml");
+    let text = format!("format = \"int8\"\n[calibration]\nwindows = 4\ntokens = 64\n[kv_cache]\n{kv_cache}\n");
+    std::fs::write(&path, text).expect("a recipe");
+    path
+}
+
+fn compress(folder: &Path, model: &Path, kv_cache: &str) -> PathBuf {
+    let out = folder.join("out");
+    let calib = other_text(folder);
+    let found = run(args!["compress", model, "-o", out, "--recipe", recipe(folder, kv_cache), "--calib", calib]);
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    out
+}
+
+#[test]
+fn a_folder_carries_its_cache_and_eval_and_kv_use_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("m");
+    write_llama(&model, 2);
+    let cache = "method = \"skvq:2\"\nkeys = \"before-rope\"\nsinks = 2\nwindow = 8";
+    let out = compress(folder.path(), &model, cache);
+    assert!(out.join("kv_cache.safetensors").is_file(), "parameters lie beside the weights");
+    let config = std::fs::read_to_string(out.join("config.json")).expect("a configuration");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let named = &config["quantization_config"]["kv_cache"];
+    assert_eq!((&named["method"], &named["window"]), (&"skvq:2".into(), &8.into()), "{config}");
+
+    let eval = |model: &Path| {
+        run(args!["eval", model, "--text", heldout(), "--context", "64", "--tokens", "126", "--json"]).json()
+    };
+    let with = eval(&out);
+    assert_eq!(with["kv_cache"], "skvq:2", "{with}");
+    let measured = run(kv(&out, &["--context", "64", "--tokens", "126", "--json"])).json();
+    let first = &measured["rows"][0];
+    assert_eq!(first["codec"], "skvq:2", "the folder's own cache comes first: {measured}");
+    assert_eq!(first["perplexity"], with["perplexity"], "eval reads through the same cache");
+    assert!(number(&first["kl"]) > 1e-6, "{first}");
+
+    // Without the cache the folder is as it would have been.
+    let mut without = config.clone();
+    without["quantization_config"].as_object_mut().expect("an object").remove("kv_cache");
+    std::fs::write(out.join("config.json"), without.to_string()).expect("a configuration");
+    let plain = eval(&out);
+    assert_eq!(plain["perplexity"], measured["reference"]["perplexity"], "the reference has a full-precision cache");
+    assert!(plain["kv_cache"].is_null(), "{plain}");
+}
+
+#[test]
+fn a_compression_with_a_cache_gives_the_same_bytes_for_any_number_of_threads() {
+    let mut files = Vec::new();
+    for threads in ["1", "3"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = folder.path().join("m");
+        write_llama(&model, 1);
+        let (out, calib) = (folder.path().join("out"), other_text(folder.path()));
+        let recipe = recipe(folder.path(), "method = \"2d:4\"");
+        let found =
+            run(args!["compress", model, "-o", out, "--recipe", recipe, "--calib", calib, "--threads", threads]);
+        assert_eq!(found.code, 0, "{}", found.stderr);
+        files.push(std::fs::read(out.join("kv_cache.safetensors")).expect("parameters"));
+    }
+    assert!(files[0] == files[1], "statistics depend on the number of threads");
+}
+
+#[test]
+fn budgets_of_layers_are_stored_and_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("m");
+    write_llama(&model, 3);
+    let out = compress(folder.path(), &model, "method = \"pm-kvq\"\nbudget = 60000\ntokens = 300");
+    let config = std::fs::read_to_string(out.join("config.json")).expect("a configuration");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let budgets = config["quantization_config"]["kv_cache"]["layer_budgets"].as_array().expect("budgets");
+    assert_eq!(budgets.len(), 3, "{config}");
+    assert!(budgets.iter().map(number).sum::<f64>() <= 60000.0, "{config}");
+    let report = run(kv(&out, &["--context", "64", "--tokens", "63", "--json"])).json();
+    assert!(report["schedule"].as_array().is_some_and(|lines| lines.len() == 3), "{report}");
+    let text = std::fs::read(heldout()).expect("a text");
+    let long = folder.path().join("long.txt");
+    std::fs::write(&long, &text[..900]).expect("a file");
+    run(args!["eval", out, "--text", long, "--context", "800"]).fails(1, &["budget"]);
+}
+
+#[test]
+fn damaged_parameters_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("m");
+    write_llama(&model, 1);
+    let out = compress(folder.path(), &model, "method = \"2d:4\"");
+    let path = out.join("kv_cache.safetensors");
+    let whole = std::fs::read(&path).expect("parameters");
+    let eval = || run(args!["eval", out, "--text", heldout(), "--context", "64", "--tokens", "63"]);
+    assert_eq!(eval().code, 0, "the folder is whole");
+
+    let file = leanbits::io::safetensors::SafetensorsFile::open(&path).expect("a file");
+    let header = file.header();
+    let nan_at = |name: &str| {
+        usize::try_from(header.data_start() + header.get(name).expect("a tensor").range.start).expect("small")
+    };
+    let mut nan = whole.clone();
+    let at = nan_at("layers.0.keys.mean");
+    nan[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, nan).expect("a file");
+    eval().fails_with_hint(1, &["kv_cache.safetensors", "layers.0.keys.mean", "NaN"], "compress the model again");
+
+    let renamed = |from: &str, to: &str| {
+        let at = whole.windows(from.len()).position(|window| window == from.as_bytes()).expect("there");
+        let mut other = whole.clone();
+        other[at..at + from.len()].copy_from_slice(to.as_bytes());
+        std::fs::write(&path, other).expect("a file");
+    };
+    renamed("layers.0.values.max", "layers.0.values.mux");
+    eval().fails(1, &["layers.0.values.max", "missing"]);
+    renamed("kv_cache.version\":\"1\"", "kv_cache.version\":\"7\"");
+    eval().fails(1, &["kv_cache.version"]);
+    std::fs::write(&path, &whole[..whole.len() / 2]).expect("a file");
+    eval().fails(1, &["kv_cache.safetensors"]);
+    std::fs::remove_file(&path).expect("removed");
+    eval().fails(1, &["kv_cache.safetensors", "missing"]);
+
+    let config = std::fs::read_to_string(out.join("config.json")).expect("a configuration");
+    for (from, to, word) in
+        [("\"2d:4\"", "\"4d:2\"", "4d:2"), ("\"kv_cache.safetensors\"", "\"../m/model.safetensors\"", "../m/")]
+    {
+        // The recipe is told too, after the cache.
+        let at = config.find(from).expect("there");
+        let changed = format!("{}{to}{}", &config[..at], &config[at + from.len()..]);
+        std::fs::write(out.join("config.json"), changed).expect("a file");
+        eval().fails(1, &["config.json", word]);
+    }
+}
+
+#[test]
+fn a_cache_that_a_model_or_layout_cannot_have_is_refused_before_any_work() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, out) = (folder.path().join("m"), folder.path().join("out"));
+    write_llama(&model, 1);
+    let calib = other_text(folder.path());
+    let compress = |cache: &str, more: &[&str]| {
+        let base = args!["compress", model, "-o", out, "--recipe", recipe(folder.path(), cache)];
+        run(base.into_iter().chain(more.iter().map(OsString::from)))
+    };
+    let calib = calib.to_str().expect("a path");
+    compress("method = \"skvq:2\"", &[]).fails_with_hint(2, &["skvq:2"], "--calib");
+    compress("method = \"int8\"", &["--calib", calib]).fails(2, &["no calibration text"]);
+    compress("method = \"int8\"", &["--layout", "compressed-tensors"]).fails(1, &["compressed-tensors"]);
+    compress("method = \"int99\"", &[]).fails(1, &["recipe.toml", "line"]);
+    compress("method = \"int8\"\nbudget = 5000", &[]).fails(1, &["kv_cache.budget"]);
+    compress("method = \"pm-kvq\"\nbudget = 5", &["--calib", calib]).fails_with_hint(1, &["pm-kvq"], "larger budget");
+    assert!(!out.exists(), "nothing was written");
+}

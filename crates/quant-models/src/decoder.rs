@@ -8,6 +8,7 @@ use crate::slot::{Apply, Slot};
 use crate::stream::{self, Stream};
 use crate::weights::WeightSource;
 use crate::{Config, Error, Observer};
+use candle_core::Tensor;
 use quant_io::Checkpoint;
 use std::ops::Range;
 use std::path::Path;
@@ -172,6 +173,11 @@ impl Decoder {
         observer: Option<&mut dyn Observer>,
     ) -> Result<Vec<f32>, Error> {
         self.head.logits(hidden, rows, observer)
+    }
+
+    /// The rows that enter the first layer for one text.
+    pub(crate) fn embedded(&self, tokens: &[u32]) -> Result<Tensor, Error> {
+        Ok(self.embedding.stream(&[tokens])?.rows().tensor().clone())
     }
 
     fn run(

@@ -1,5 +1,6 @@
 //! The two ends of a model: embedding and head.
 
+use crate::layer::graph;
 use crate::loader::Loader;
 use crate::norm::Norm;
 use crate::ops::{self, Rows};
@@ -198,6 +199,11 @@ impl Head {
     /// [`Error::Backend`] when the tensor library fails.
     pub fn hidden(&self, x: &Stream) -> Result<Hidden, Error> {
         Ok(Hidden(self.norm.of(x.rows())?))
+    }
+
+    /// Logits as a graph, from rows before the final norm.
+    pub(crate) fn trace(&self, x: &Tensor) -> Result<Tensor, Error> {
+        graph::product(&self.slot, &graph::norm(&self.norm, x)?)
     }
 
     /// Logits of some rows, row-major `[rows, vocabulary]`.

@@ -152,6 +152,12 @@ pub enum Error {
         /// What would have been accepted.
         expected: &'static str,
     },
+    /// Gradients were asked of a model that they are not written for.
+    #[error("gradients are for dense transformers, this model is {family:?}")]
+    NotDifferentiable {
+        /// Its family.
+        family: crate::Family,
+    },
     /// A pass gave logits that are NaN or infinite, so nothing can be measured or drawn from them.
     #[error("the model's logits for row {row} are not finite; its weights overflow f32")]
     NonFiniteLogits {

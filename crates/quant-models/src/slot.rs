@@ -269,6 +269,14 @@ impl Slot {
         }
     }
 
+    /// The values the slot multiplies with, `[out, in]`.
+    pub(crate) fn matrix(&self) -> Result<Tensor, Error> {
+        match &self.weight {
+            Weight::Dense(dense) | Weight::Decoded(_, dense) => Ok(dense.clone()),
+            Weight::Direct(_) => dense(&self.name, self.weight()?, self.shape),
+        }
+    }
+
     fn refused(&self, source: quant_core::Error) -> Error {
         Error::Linear { name: self.name.clone(), source }
     }
@@ -299,7 +307,7 @@ impl Weight {
 }
 
 /// Rounds each row of `width` elements as a tensor of its own.
-fn round_rows(format: Format, x: &[f32], width: usize) -> Result<Vec<f32>, quant_core::Error> {
+pub(crate) fn round_rows(format: Format, x: &[f32], width: usize) -> Result<Vec<f32>, quant_core::Error> {
     let scales_within_rows =
         matches!(format.block, Block::Row | Block::Group(_)) && !matches!(format.scale, Scale::E4m3(_) | Scale::Double);
     if scales_within_rows {

@@ -16,9 +16,10 @@ use std::path::PathBuf;
     f32, int8, int4-g32-min, nvfp4 …  any format, token by token; `leanbits formats` lists the named ones\n  \
     rotated:FORMAT                    heads rotated first\n  \
     kivi:BITS                         keys by channel, values by token (KIVI)\n  \
-    centred:FORMAT, smooth:FORMAT     means removed, channels scaled; these and the next two need --calib\n  \
-    2d:BITS                           two-dimensional quantization (WKVQuant)\n  \
-    skvq:BITS, skvq:ternary           channels reordered, ranges clipped, window and sinks (SKVQ)\n  \
+    centred:FORMAT, smooth:FORMAT     means removed, channels scaled; these and the next three need --calib\n  \
+    2d:BITS                           two-dimensional quantization (WKVQuant); 2d-range: scaled by ranges\n  \
+    skvq:BITS, skvq:ternary           channels reordered, ranges clipped, window, sinks (SKVQ); skvq:2-g32: groups of 32\n  \
+    cskv:0.5, cskv:0.2@int4-min       latents of fewer channels (CSKV), best with --pre-rope\n  \
     pm-kvq                            codes of 16 bits that are halved as memory fills (PM-KVQ), see --budget\n\n\
     Examples:\n  leanbits kv model/ --text book.txt\n  \
     leanbits kv model/ --text book.txt --calib other.txt --codec int4-min,2d:4 --codec skvq:2/ternary\n  \

@@ -124,6 +124,9 @@ pub fn compress(
     }
     let checkpoint = folder::open(model)?;
     let source = prepare::source(&checkpoint, recipe)?;
+    if let Some(choice) = &recipe.kv_cache {
+        prepare::kv_cache(choice, &source, options.layout)?;
+    }
     let Prepared { mut treatments, structure } = prepare::treatments(&source, options)?;
     let windows = match (&structure, &options.calibration) {
         (Some(_), Some(text)) => Some(Windows::open(model, &Config::from_folder(model)?, text, &recipe.calibration)?),
@@ -165,7 +168,15 @@ pub fn compress(
     let mut report = report(&plan, options, &run.outcomes(), told, warnings);
     let (io, packing, running) = (run.io, run.packing, run.running);
     let finishing = Instant::now();
-    run.finish(&report)?;
+    run.finish(&report, |folder| match &recipe.kv_cache {
+        None => Ok(None),
+        Some(choice) => {
+            let mut config = Config::from_folder(model)?;
+            config.tied_head &= !source.unties_head();
+            let texts = windows.as_ref().map(|windows| windows.texts.as_slice()).unwrap_or_default();
+            crate::kv::store(choice, &config, folder, texts, recipe.activations).map(Some)
+        }
+    })?;
     let seconds = start.elapsed().as_secs_f64();
     report.run = Some(RunCost {
         seconds,

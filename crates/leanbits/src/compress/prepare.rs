@@ -7,7 +7,7 @@ use super::structure::{LayerShape, Structure};
 use super::{CompressOptions, Source, forms, hybrid, methods, refuse_quantized};
 use crate::models::Config;
 use crate::plan::{Plan, Treatment, decide};
-use crate::recipe::{Choice, Decision, Method, Multipliers, Reason, Recipe};
+use crate::recipe::{Choice, Decision, KvCacheChoice, Method, Multipliers, Reason, Recipe};
 use crate::storage::Form;
 use crate::{Error, StorageLayout};
 use quant_core::Format;
@@ -193,6 +193,15 @@ pub(super) fn plan(source: &Source<'_>, options: &CompressOptions, treatments: V
         methods::check(&tensor.treatment.method, tensor, source.path())?;
     }
     Ok(plan)
+}
+
+/// Refuses a key-value cache that the model or the layout cannot have.
+pub(super) fn kv_cache(choice: &KvCacheChoice, source: &Source<'_>, layout: StorageLayout) -> Result<(), Error> {
+    if layout != StorageLayout::Leanbits {
+        let reason = "it has no place for such a cache".to_owned();
+        return Err(Error::Layout { tensor: "of the key-value cache".to_owned(), layout, reason });
+    }
+    crate::kv::check(choice, &Config::from_folder(source.path())?, source.path())
 }
 
 fn structure(source: &Source<'_>) -> Result<Structure, Error> {

@@ -167,8 +167,13 @@ impl<'a> Run<'a> {
         self.plan.tensors.iter().map(|t| self.outcomes.get(&t.name).cloned().unwrap_or_default()).collect()
     }
 
-    /// Writes everything but the weights, the configuration last.
-    pub(super) fn finish(self, report: &CompressReport) -> Result<(), Error> {
+    /// Writes everything but the weights, the configuration last. Once all else is there, `kv_cache` adds what belongs to
+    /// the key-value cache and returns what the configuration says about it.
+    pub(super) fn finish(
+        self,
+        report: &CompressReport,
+        kv_cache: impl FnOnce(&Path) -> Result<Option<serde_json::Value>, Error>,
+    ) -> Result<(), Error> {
         let write = |name: &str, bytes: &[u8]| write_atomically(self.output.join(name), bytes).map_err(Error::from);
         if let Some(index) = self.plan.shards.index() {
             write(INDEX_NAME, index.to_json().as_bytes())?;
@@ -177,7 +182,10 @@ impl<'a> Run<'a> {
         for (name, text) in report.files()? {
             write(name, text.as_bytes())?;
         }
-        let config = folder::config(self.source, self.plan, self.options)?;
+        let mut config = folder::config(self.source, self.plan, self.options)?;
+        if let Some(kv_cache) = kv_cache(&self.output)? {
+            config["quantization_config"][crate::kv::KV_CACHE] = kv_cache;
+        }
         write(CONFIG, super::to_json(&config)?.as_bytes())?;
         state::remove(&self.output);
         self.journal.finish()

@@ -1,9 +1,9 @@
 //! Statistics of keys and values over a calibration text.
 
 use crate::Error;
-use crate::models::{Config, Decoder, KeyValues, Observer};
+use crate::models::{Config, Decoder, KeyValues, Layer, Layers, Observer};
 use crate::recipe::KeyPlace;
-use kv_cache_quant::{Pair, StreamStatistics};
+use kv_cache_quant::{KvMethod, Pair, StreamStatistics};
 use quant_calib::{KvStatistics, KvStream, Needs, Statistics};
 
 /// First tokens of every text that are left out: attention rests on them, and their keys and values are unlike others.
@@ -30,6 +30,18 @@ impl LayerStatistics {
     }
 }
 
+/// Rows of each layer that a method searches on: SKVQ for clip factors, CSKV for latents.
+pub(crate) fn rows_needed(method: &KvMethod) -> usize {
+    let name = method.to_string();
+    if name.starts_with("skvq") {
+        512
+    } else if name.starts_with("cskv") {
+        4096
+    } else {
+        0
+    }
+}
+
 /// Adds up what flows into the caches.
 pub(crate) struct Gather {
     layers: Vec<KvStatistics>,
@@ -39,7 +51,7 @@ pub(crate) struct Gather {
 impl Gather {
     /// Of all layers of a model, with a sample of `rows` tokens of each.
     pub(crate) fn new(config: &Config, rows: usize) -> Result<Self, Error> {
-        let needs = Needs { channels: true, ..Needs::reservoir(rows) };
+        let needs = Needs { channels: true, reservoir: (rows > 0).then_some(rows), ..Needs::default() };
         let of = |layer| {
             let refused = |source| Error::Calibration { what: cache_of(layer), source };
             KvStatistics::new(config.kv_heads, config.head_dim, &needs).map_err(refused)
@@ -113,6 +125,26 @@ pub(crate) fn run(
     for batch in batches(texts) {
         decoder.hidden(&batch, Some(&mut gather))?;
         done(batch.iter().map(|text| text.len()).sum());
+    }
+    gather.finish()
+}
+
+/// Runs a model over texts with one layer of it in memory; each is prepared first.
+pub(crate) fn run_by_layer(
+    layers: &Layers<'_>,
+    texts: &[Vec<u32>],
+    rows: usize,
+    prepare: impl Fn(&mut Layer) -> Result<(), Error>,
+) -> Result<Vec<LayerStatistics>, Error> {
+    let mut gather = Gather::new(layers.config(), rows)?;
+    let embedding = layers.embedding()?;
+    let mut streams = batches(texts).iter().map(|batch| embedding.stream(batch)).collect::<Result<Vec<_>, _>>()?;
+    for index in 0..layers.len() {
+        let mut layer = layers.layer(index)?;
+        prepare(&mut layer)?;
+        for stream in &mut streams {
+            *stream = layer.forward(stream, Some(&mut gather))?;
+        }
     }
     gather.finish()
 }

@@ -8,6 +8,7 @@
 //! | `calibrate.rs` | statistics of keys and values over a text |
 //! | `budget.rs` | PM-KVQ: sensitivities, who gets which width, when layers shrink |
 //! | `measure.rs` | bytes and speed |
+//! | `stored.rs` | the cache that a compressed folder names, and its parameters |
 //! | `report.rs` | table, JSON, picture |
 
 mod budget;
@@ -16,9 +17,12 @@ mod calibrate;
 mod measure;
 mod report;
 mod slot;
+mod stored;
 
 pub use budget::{KvLayerSchedule, KvShrink};
+pub(crate) use caches::{Cached, Caches};
 pub use report::{KvBytes, KvReference, KvReport, KvRow};
+pub(crate) use stored::{KV_CACHE, Stored, check, store};
 
 use crate::compress::Windows as CalibrationWindows;
 use crate::evaluate::{DEFAULT_CONTEXT, Loaded};
@@ -26,8 +30,6 @@ use crate::models::eval::{Predictor, WindowOptions, Windows, compare};
 use crate::models::{Config, Text};
 use crate::recipe::{Calibration, KeyPlace, KvCacheChoice};
 use crate::{Error, Progress};
-use caches::{Cached, Caches};
-use calibrate::LayerStatistics;
 use kv_cache_quant::KvMethod;
 use measure::{Baseline, Measured, Sample};
 use slot::Meter;
@@ -76,8 +78,6 @@ impl Default for KvOptions {
 
 /// Tokens of a calibration window.
 const CALIBRATION_WINDOW: usize = 512;
-/// Rows of each layer that are kept for methods that search on rows.
-const ROWS: usize = 1024;
 
 /// The methods that are compared when none is named: at 8, 4 and 2 bits, and those that need calibration where there is
 /// a text for it.
@@ -110,11 +110,11 @@ pub fn kv(
 ) -> Result<KvReport, Error> {
     let (model, text) = (model.as_ref(), text.as_ref());
     let start = Instant::now();
-    let choices = choices(options)?;
     let bytes = std::fs::read(text).map_err(|source| Error::file(text, "read", source))?;
     let loaded = Loaded::open(model)?;
     let config = loaded.decoder.config();
     caches::check_model(config, model)?;
+    let choices = choices(options, loaded.kv_cache.as_ref())?;
     let context = options.context.unwrap_or(config.max_positions.min(DEFAULT_CONTEXT));
     let reader = Text::open(model, config)?;
     let cut = WindowOptions { max_tokens: options.tokens, ..WindowOptions::new(context) };
@@ -122,23 +122,40 @@ pub fn kv(
     let first: &[u32] = windows.list().first().map(|window| window.tokens.as_slice()).unwrap_or_default();
     let sample = Sample::new(&loaded.decoder, first)?;
 
-    let seen = statistics(model, &loaded, options, &choices, progress)?;
+    let calibration = match &options.calibration {
+        Some(text) if choices.iter().any(KvCacheChoice::needs_calibration) => {
+            Some(calibration_windows(model, config, text, options.calibration_tokens)?)
+        }
+        _ => None,
+    };
+    let mut seen = loaded.kv_cache.as_ref().and_then(|stored| stored.statistics.clone());
+    if let Some(windows) =
+        calibration.as_ref().filter(|_| choices.iter().any(|choice| choice.method.needs_statistics()))
+    {
+        progress.begin("calibrating", windows.report.tokens as u64);
+        let rows = choices.iter().map(|choice| calibrate::rows_needed(&choice.method)).max().unwrap_or(0);
+        let told = |tokens| progress.advance(tokens as u64, "");
+        seen = Some(calibrate::run(&loaded.decoder, &windows.texts, rows, told)?);
+        progress.end();
+    }
     let seen = seen.as_deref();
     let (mut all, mut schedule) = (Vec::new(), None);
     let positions = context.max(measure::MARKS[2]);
     for choice in &choices {
-        let budgets = match (choice.budget, seen) {
-            (Some(total), Some(seen)) => {
-                let lost = budget::without_gradients(seen, config)?;
-                Some(budget::distribute(choice, config, &lost, total, choice.tokens.unwrap_or(context))?)
+        let budgets = match (choice.budget, &calibration) {
+            (Some(total), Some(windows)) => {
+                let tokens = choice.tokens.unwrap_or(context);
+                budget::check(choice, config, total, tokens)?;
+                let lost = budget::sensitivities(&loaded.decoder, &windows.texts, progress)?;
+                Some(budget::distribute(choice, config, &lost, total, tokens)?)
             }
+            (Some(_), None) => loaded.kv_cache.as_ref().and_then(|stored| stored.budgets.clone()),
             _ => None,
         };
-        let of_layers = budgets.as_ref().map(|budgets| budgets.bytes.as_slice());
-        let mut caches = Caches::new(choice, config, positions, seen, of_layers)?;
+        let mut caches = Caches::new(choice, config, positions, seen, budgets.as_deref())?;
         if let Some(budgets) = &budgets {
-            caches.name = format!("{} in {}", choice.method, crate::table::bytes(budgets.bytes.iter().sum()));
-            schedule = Some(budget::schedule(&caches.layers, budgets, &sample, context)?);
+            caches.name = format!("{} in {}", choice.method, crate::table::bytes(budgets.iter().sum()));
+            schedule = Some(budget::schedule(&caches.layers, budgets, &sample, choice.tokens.unwrap_or(context))?);
         }
         all.push(caches);
     }
@@ -194,52 +211,44 @@ pub fn kv(
 }
 
 /// The caches to be measured.
-fn choices(options: &KvOptions) -> Result<Vec<KvCacheChoice>, Error> {
-    let methods = match (options.codecs.is_empty(), options.budget) {
-        (false, _) => options.codecs.clone(),
-        (true, None) => usual_codecs(options.calibration.is_some()),
-        (true, Some(_)) => Vec::new(),
+fn choices(options: &KvOptions, stored: Option<&Stored>) -> Result<Vec<KvCacheChoice>, Error> {
+    let with = |choice: KvCacheChoice| KvCacheChoice {
+        sinks: options.sinks.or(choice.sinks),
+        window: options.window.or(choice.window),
+        ..choice
     };
-    let with = |method: KvMethod| KvCacheChoice {
-        keys: options.keys,
-        sinks: options.sinks,
-        window: options.window,
-        ..KvCacheChoice::new(method)
-    };
-    let mut choices: Vec<KvCacheChoice> = methods.into_iter().map(with).collect();
+    let new = |method: &KvMethod| with(KvCacheChoice { keys: options.keys, ..KvCacheChoice::new(*method) });
+    let mut choices: Vec<KvCacheChoice> = options.codecs.iter().map(new).collect();
+    if options.codecs.is_empty() && options.budget.is_none() {
+        choices.extend(stored.map(|stored| with(stored.choice.clone())));
+        choices.extend(usual_codecs(options.calibration.is_some()).iter().map(new));
+    }
     if options.budget.is_some() {
-        choices.push(KvCacheChoice { budget: options.budget, keys: KeyPlace::AfterRope, ..with(KvMethod::PmKvq) });
+        choices.push(KvCacheChoice { budget: options.budget, keys: KeyPlace::AfterRope, ..new(&KvMethod::PmKvq) });
     }
     for choice in &choices {
         choice.validate().map_err(|source| Error::Recipe { file: "the command line".into(), source })?;
-        if choice.needs_calibration() && options.calibration.is_none() {
+        let known = stored.is_some_and(|stored| match choice.budget {
+            None => stored.statistics.is_some() && stored.choice.keys == choice.keys,
+            Some(_) => stored.choice.budget == choice.budget,
+        });
+        if choice.needs_calibration() && options.calibration.is_none() && !known {
             return Err(Error::NeedsCalibration { what: format!("the cache {}", choice.method) });
         }
     }
     Ok(choices)
 }
 
-/// Statistics of the calibration text, where a method needs them.
-fn statistics(
+/// Windows of the calibration text.
+fn calibration_windows(
     model: &Path,
-    loaded: &Loaded,
-    options: &KvOptions,
-    choices: &[KvCacheChoice],
-    progress: &mut dyn Progress,
-) -> Result<Option<Vec<LayerStatistics>>, Error> {
-    let Some(text) = options.calibration.as_ref().filter(|_| choices.iter().any(KvCacheChoice::needs_calibration))
-    else {
-        return Ok(None);
-    };
-    let config = loaded.decoder.config();
-    let tokens = CALIBRATION_WINDOW.min(options.calibration_tokens).max(2);
-    let wanted =
-        Calibration { windows: (options.calibration_tokens / tokens).max(1), tokens, ..Calibration::default() };
-    let windows = CalibrationWindows::open(model, config, text, &wanted)?;
-    progress.begin("calibrating", windows.report.tokens as u64);
-    let seen = calibrate::run(&loaded.decoder, &windows.texts, ROWS, |tokens| progress.advance(tokens as u64, ""))?;
-    progress.end();
-    Ok(Some(seen))
+    config: &Config,
+    text: &Path,
+    most_tokens: usize,
+) -> Result<CalibrationWindows, Error> {
+    let tokens = CALIBRATION_WINDOW.min(most_tokens).max(2);
+    let wanted = Calibration { windows: (most_tokens / tokens).max(1), tokens, ..Calibration::default() };
+    CalibrationWindows::open(model, config, text, &wanted)
 }
 
 fn measure_all(

@@ -401,7 +401,9 @@ impl Recipe {
         let mut methods = self.rules.iter().filter_map(|rule| rule.method.as_ref()).chain([&self.method]);
         let method = methods.find(|method| method.needs_calibration());
         let smoothing = self.transforms.smooth.map(|_| "smoothing".to_owned());
-        method.map(|method| format!("the method {}", method.name())).or(smoothing)
+        let cache = self.kv_cache.as_ref().filter(|cache| cache.needs_calibration());
+        let cache = cache.map(|cache| format!("the cache {}", cache.method));
+        method.map(|method| format!("the method {}", method.name())).or(smoothing).or(cache)
     }
 
     /// How the codes of a tensor are found that was decided about so: by the rule's own method, else by the recipe's if it

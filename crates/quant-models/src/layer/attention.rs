@@ -13,12 +13,12 @@ use crate::{Config, Error, KvState};
 
 #[derive(Clone, Debug)]
 pub(super) struct Attention {
-    q: Slot,
-    k: Slot,
-    v: Slot,
-    o: Slot,
-    q_norm: Option<Norm>,
-    k_norm: Option<Norm>,
+    pub(super) q: Slot,
+    pub(super) k: Slot,
+    pub(super) v: Slot,
+    pub(super) o: Slot,
+    pub(super) q_norm: Option<Norm>,
+    pub(super) k_norm: Option<Norm>,
 }
 
 impl Attention {

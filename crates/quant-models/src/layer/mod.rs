@@ -2,6 +2,7 @@
 
 mod attend;
 mod attention;
+pub(crate) mod graph;
 mod link;
 mod mixture;
 mod mlp;
@@ -16,6 +17,7 @@ use crate::slot::Slot;
 use crate::stream::{Place, Stream};
 use crate::vector::Vector;
 use crate::{Config, Error, Family, KvState, Observer};
+use candle_core::Tensor;
 pub(crate) use link::{End, Link, Side};
 use rwkv6::Rwkv6;
 use rwkv7::Rwkv7;
@@ -171,6 +173,19 @@ impl Layer {
         let (config, texts) = (&*self.config, x.places());
         self.parts()
             .forward(x, &mut Pass { config, layer: self.index, texts, memory, observer: observer.map(|o| o as _) })
+    }
+
+    /// The layer over one text as a graph, see [`graph`]; `None` for layers that have none.
+    pub(crate) fn trace(
+        &self,
+        x: &Tensor,
+        nudges: Option<[&Tensor; 2]>,
+        frame: &graph::Frame<'_>,
+    ) -> Result<Option<graph::Traced>, Error> {
+        match &self.kind {
+            Kind::Transformer(layer) => layer.trace(x, nudges, frame),
+            Kind::Rwkv6(_) | Kind::Rwkv7(_) => Ok(None),
+        }
     }
 
     /// The places of a kind where channels may be scaled.

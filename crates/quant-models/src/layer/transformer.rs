@@ -15,15 +15,15 @@ use crate::{Config, Error};
 
 #[derive(Clone, Debug)]
 pub(super) struct Transformer {
-    mixer_norm: Norm,
-    attention: Attention,
-    mlp_norm: Norm,
-    mlp: FeedForward,
+    pub(super) mixer_norm: Norm,
+    pub(super) attention: Attention,
+    pub(super) mlp_norm: Norm,
+    pub(super) mlp: FeedForward,
 }
 
 /// What stands between the two norms of the second half.
 #[derive(Clone, Debug)]
-enum FeedForward {
+pub(super) enum FeedForward {
     Dense(Box<Mlp>),
     Sparse(Box<Experts>),
 }
