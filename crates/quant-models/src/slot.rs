@@ -273,7 +273,7 @@ impl Slot {
     pub(crate) fn matrix(&self) -> Result<Tensor, Error> {
         match &self.weight {
             Weight::Dense(dense) | Weight::Decoded(_, dense) => Ok(dense.clone()),
-            Weight::Direct(_) => dense(&self.name, self.weight()?, self.shape),
+            _ => dense(&self.name, self.weight()?, self.shape),
         }
     }
 

@@ -15,7 +15,7 @@ pub(super) const MARKS: [usize; 3] = [1024, 8192, 32768];
 /// Tokens over which attention is timed.
 const ATTENDED: usize = MARKS[1];
 /// Tokens that are appended one by one, and the first of them that is timed: windows are full by then.
-const SINGLE: (usize, usize) = (1024, 512);
+const SINGLE: (usize, usize) = (1024, 256);
 /// Tokens of an append after that.
 const CHUNK: usize = 256;
 /// Times attention is timed; the median counts.
