@@ -44,12 +44,27 @@ pub fn pack(bits: u32, codes: &[u16]) -> Result<Vec<u8>, Error> {
 /// As [`packed_len`], and [`Error::PackedLen`] when there are too few bytes.
 pub fn unpack(bits: u32, bytes: &[u8], count: usize) -> Result<Vec<u16>, Error> {
     let expected = packed_len(bits, count)?;
+    // Before room is made for codes that are not there.
     if bytes.len() < expected {
         return Err(Error::PackedLen { count, expected, found: bytes.len() });
     }
     let mut codes = vec![0; count];
-    Packing::Bits(bits).unpack(bytes, 0, &mut codes);
+    unpack_into(bits, bytes, &mut codes)?;
     Ok(codes)
+}
+
+/// Unpacks as many codes of `bits` bits, 1 to 16, as `codes` holds.
+///
+/// # Errors
+///
+/// As [`unpack`].
+pub fn unpack_into(bits: u32, bytes: &[u8], codes: &mut [u16]) -> Result<(), Error> {
+    let (count, expected) = (codes.len(), packed_len(bits, codes.len())?);
+    if bytes.len() < expected {
+        return Err(Error::PackedLen { count, expected, found: bytes.len() });
+    }
+    Packing::Bits(bits).unpack(bytes, 0, codes);
+    Ok(())
 }
 
 /// Packs base-3 digits, five to a byte; digits are taken modulo 3.
@@ -141,6 +156,14 @@ impl Packing {
     #[expect(clippy::cast_possible_truncation, reason = "masked to the bits of a code")]
     pub(crate) fn unpack(self, bytes: &[u8], first: usize, codes: &mut [u16]) {
         match self {
+            // Eight codes take as many bytes as a code has bits.
+            Self::Bits(bits) if first.is_multiple_of(8) && codes.len() >= 8 => {
+                let (eights, rest) = codes.as_chunks_mut::<8>();
+                let behind = first + 8 * eights.len();
+                let bytes_of = |eights: usize| bytes.get(eights * bits as usize..).unwrap_or(&[]);
+                unpack_eights(bits, bytes_of(first / 8), eights);
+                self.unpack(bytes_of(behind / 8), 0, rest);
+            }
             Self::Bits(bits) => {
                 let mask = (1_u32 << bits) - 1;
                 for (i, code) in codes.iter_mut().enumerate() {
@@ -158,5 +181,30 @@ impl Packing {
                 }
             }
         }
+    }
+}
+
+/// Unpacks eight codes at a time; bytes that are not there read as zero.
+#[expect(clippy::cast_possible_truncation, reason = "masked to the bits of a code")]
+fn unpack_eights(bits: u32, bytes: &[u8], codes: &mut [[u16; 8]]) {
+    let mask = ((1_u32 << bits) - 1) as u16;
+    let eights = codes.iter_mut().zip(bytes.chunks(bits as usize));
+    match bits {
+        8 => eights.for_each(|(codes, bytes)| codes.iter_mut().zip(bytes).for_each(|(c, b)| *c = u16::from(*b))),
+        16 => eights.for_each(|(codes, bytes)| {
+            codes.iter_mut().zip(bytes.as_chunks().0).for_each(|(c, b)| *c = u16::from_le_bytes(*b));
+        }),
+        ..8 => eights.for_each(|(codes, bytes)| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            let word = u64::from_le_bytes(word);
+            (0_u32..).zip(codes).for_each(|(i, code)| *code = (word >> (i * bits)) as u16 & mask);
+        }),
+        _ => eights.for_each(|(codes, bytes)| {
+            let mut word = [0; 16];
+            word[..bytes.len()].copy_from_slice(bytes);
+            let word = u128::from_le_bytes(word);
+            (0_u32..).zip(codes).for_each(|(i, code)| *code = (word >> (i * bits)) as u16 & mask);
+        }),
     }
 }

@@ -11,10 +11,9 @@
 
 use crate::error::{Error, within};
 use crate::lattice::{MAX_SQUARED_NORM, e8_directions};
-use rayon::prelude::*;
-
-/// Candidates of one piece of work.
-const PIECE: usize = 1 << 16;
+use pulp::{Arch, Simd, WithSimd};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 
 /// Unit vectors of 8 dimensions that cover the sphere evenly.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,73 +86,124 @@ fn inverse_norm(point: &[i8; 8]) -> f32 {
     1.0 / f32::from(square).sqrt()
 }
 
-/// Candidates of one piece: coordinates by axis, inverse norms, and the cosine to the nearest chosen one.
-struct Piece {
-    first: usize,
-    axes: [Vec<i16>; 8],
-    inverse: Vec<f32>,
-    nearest: Vec<f32>,
+/// Chosen directions side by side.
+const LANES: usize = 16;
+/// Blocks of chosen directions that are looked at before a candidate may be given up for now.
+const BLOCKS: usize = 4;
+
+/// Sixteen chosen directions by axis, and their inverse norms. Lanes that are still free repeat the first direction of
+/// the block: that changes no maximum.
+#[derive(Clone, Copy)]
+struct Block {
+    /// Whole numbers.
+    axes: [[f32; LANES]; 8],
+    inverse: [f32; LANES],
 }
 
-impl Piece {
-    fn new(index: usize, candidates: &[[i8; 8]]) -> Self {
-        Self {
-            first: index * PIECE,
-            axes: std::array::from_fn(|axis| candidates.iter().map(|point| i16::from(point[axis])).collect()),
-            inverse: candidates.iter().map(inverse_norm).collect(),
-            nearest: vec![f32::NEG_INFINITY; candidates.len()],
-        }
-    }
+/// A candidate and a lower bound of its largest cosine to those chosen, which has seen some blocks of them.
+#[derive(Clone, Copy)]
+struct Candidate {
+    nearest: f32,
+    index: usize,
+    seen: usize,
+}
 
-    /// Takes another chosen direction into account and returns the candidate that is now farthest from all.
+impl Ord for Candidate {
+    /// A heap has its greatest element on top: that with the least bound, of equal ones the first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.nearest.total_cmp(&self.nearest).then(other.index.cmp(&self.index))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Candidate {}
+
+/// Raises the bound of a candidate by the blocks it has not seen, until it passes a limit.
+struct Raise<'a> {
+    candidate: &'a mut Candidate,
+    point: [i8; 8],
+    blocks: &'a [Block],
+    limit: f32,
+}
+
+impl WithSimd for Raise<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn visit(&mut self, chosen: &[i8; 8], inverse: f32) -> (f32, usize) {
-        let c = chosen.map(i16::from);
-        let [a0, a1, a2, a3, a4, a5, a6, a7] = self.axes.each_ref().map(|axis| &axis[..self.nearest.len()]);
-        let own = &self.inverse[..self.nearest.len()];
-        let mut least = f32::INFINITY;
-        for (i, nearest) in self.nearest.iter_mut().enumerate() {
-            // Whole numbers, exact: coordinates up to ±9, products below 2^15.
-            let dot = a0[i] * c[0]
-                + a1[i] * c[1]
-                + a2[i] * c[2]
-                + a3[i] * c[3]
-                + a4[i] * c[4]
-                + a5[i] * c[5]
-                + a6[i] * c[6]
-                + a7[i] * c[7];
-            let cosine = f32::from(dot) * (own[i] * inverse);
-            *nearest = if cosine > *nearest { cosine } else { *nearest };
-            least = if *nearest < least { *nearest } else { least };
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { candidate, point, blocks, limit } = self;
+        let own = simd.splat_f32s(inverse_norm(&point));
+        let point = point.map(|c| simd.splat_f32s(f32::from(c)));
+        for part in blocks[candidate.seen..].chunks(BLOCKS) {
+            let mut largest = simd.splat_f32s(candidate.nearest);
+            for block in part {
+                let axes = block.axes.each_ref().map(|axis| S::as_simd_f32s(axis).0);
+                for (register, inverse) in S::as_simd_f32s(&block.inverse).0.iter().enumerate() {
+                    // Exact: sums of products of coordinates are small whole numbers. From +0 on none is −0.
+                    let mut dot = simd.splat_f32s(0.0);
+                    for axis in 0..8 {
+                        dot = simd.mul_add_f32s(point[axis], axes[axis][register], dot);
+                    }
+                    largest = simd.max_f32s(largest, simd.mul_f32s(dot, simd.mul_f32s(own, *inverse)));
+                }
+            }
+            candidate.nearest = simd.reduce_max_f32s(largest);
+            candidate.seen += part.len();
+            if candidate.nearest > limit {
+                break;
+            }
         }
-        let at = self.nearest.iter().position(|m| *m == least).unwrap_or(0);
-        (least, self.first + at)
     }
 }
 
-/// Greedy farthest-point selection.
+/// Greedy farthest-point selection. Bounds of cosines only rise, so a candidate is looked at again only when its bound is
+/// the least of all (lazy evaluation); most are soon close to a chosen one and never again.
 fn spread(candidates: &[[i8; 8]], wanted: usize) -> Directions {
-    let arch = pulp::Arch::new();
-    let mut pieces: Vec<Piece> =
-        candidates.chunks(PIECE).enumerate().map(|(index, part)| Piece::new(index, part)).collect();
-    let (mut next, mut cosine) = (0, -1.0);
+    let arch = Arch::new();
+    let all = (1..candidates.len()).map(|index| Candidate { nearest: f32::NEG_INFINITY, index, seen: 0 });
+    let mut waiting: BinaryHeap<Candidate> = all.collect();
+    let mut blocks: Vec<Block> = Vec::with_capacity(wanted.div_ceil(LANES));
     let (mut points, mut covering) = (Vec::with_capacity(wanted), Vec::with_capacity(wanted));
-    while points.len() < wanted {
-        let chosen = candidates[next];
-        points.push(chosen);
+    let mut choose = |index: usize, cosine: f32, blocks: &mut Vec<Block>| {
+        let point: [i8; 8] = candidates[index];
+        let (values, inverse) = (point.map(f32::from), inverse_norm(&point));
+        match (blocks.last_mut(), points.len() % LANES) {
+            (Some(block), lane @ 1..) => {
+                block.axes.iter_mut().zip(values).for_each(|(axis, value)| axis[lane] = value);
+                block.inverse[lane] = inverse;
+            }
+            _ => blocks.push(Block { axes: values.map(|value| [value; LANES]), inverse: [inverse; LANES] }),
+        }
+        points.push(point);
         covering.push(cosine);
-        let inverse = inverse_norm(&chosen);
-        let visit = |piece: &mut Piece| {
-            arch.dispatch(
-                #[inline(always)]
-                || piece.visit(&chosen, inverse),
-            )
-        };
-        let farthest = pieces
-            .par_iter_mut()
-            .map(visit)
-            .reduce(|| (f32::INFINITY, usize::MAX), |a, b| if (b.0, b.1) < (a.0, a.1) { b } else { a });
-        (cosine, next) = farthest;
+        points.len()
+    };
+    let mut chosen = choose(0, -1.0, &mut blocks);
+    while chosen < wanted
+        && let Some(mut candidate) = waiting.pop()
+    {
+        let limit = waiting.peek().map_or(f32::INFINITY, |next| next.nearest);
+        let point = candidates[candidate.index];
+        arch.dispatch(Raise { candidate: &mut candidate, point, blocks: &blocks, limit });
+        // The last block may yet be filled, so it has to be seen again.
+        let complete = candidate.seen == blocks.len();
+        candidate.seen = candidate.seen.min(chosen / LANES);
+        if complete && waiting.peek().is_none_or(|next| candidate > *next) {
+            chosen = choose(candidate.index, candidate.nearest, &mut blocks);
+        } else {
+            waiting.push(candidate);
+        }
     }
     let units = points.iter().map(unit).collect();
     Directions { points, units, covering }

@@ -12,6 +12,7 @@
 //! coordinate by coordinate. Code books of other programs differ there.
 
 use crate::VectorCodec;
+use pulp::{Arch, Simd, WithSimd};
 use std::sync::LazyLock;
 
 /// Magnitudes in halves: 1, 3 or 5.
@@ -24,6 +25,64 @@ static PATTERNS: LazyLock<Vec<[f32; 8]>> = LazyLock::new(|| {
     let chosen = short.into_iter().chain(long.into_iter().take(29));
     chosen.map(|p| p.map(|c| f32::from(c) / 2.0)).collect()
 });
+
+/// What decoding needs, laid out so that a code becomes eight values in a few vector operations.
+#[derive(Debug)]
+pub(crate) struct Patterns {
+    magnitudes: [[f32; 8]; 256],
+    /// Whether the sum of the magnitudes is odd, in the highest bit.
+    odd: [u8; 256],
+    blocks: [Block; 256 / LANES],
+}
+
+/// Patterns side by side.
+const LANES: usize = 16;
+
+/// Sixteen patterns by axis, laid out for search.
+#[derive(Debug)]
+struct Block {
+    axes: [[f32; LANES]; 8],
+    squares: [f32; LANES],
+    /// 1 where an even number of minus signs leaves an odd sum, else 0; then the same for an odd number.
+    odd: [[f32; LANES]; 2],
+}
+
+impl Block {
+    fn new(patterns: &[[f32; 8]]) -> Self {
+        let odd = |lane: usize, signs| f32::from(u8::from(odd(patterns[lane].iter().sum(), signs)));
+        Self {
+            axes: std::array::from_fn(|axis| std::array::from_fn(|lane| patterns[lane][axis])),
+            squares: std::array::from_fn(|lane| patterns[lane].iter().map(|p| p * p).sum()),
+            odd: std::array::from_fn(|signs| std::array::from_fn(|lane| odd(lane, [0, 1][signs]))),
+        }
+    }
+}
+
+static TABLE: LazyLock<Patterns> = LazyLock::new(|| Patterns {
+    magnitudes: std::array::from_fn(|i| PATTERNS[i]),
+    odd: std::array::from_fn(|i| u8::from(odd(PATTERNS[i].iter().sum(), 0)) << 7),
+    blocks: std::array::from_fn(|i| Block::new(&PATTERNS[i * LANES..][..LANES])),
+});
+
+impl Patterns {
+    pub(crate) fn get() -> &'static Self {
+        &TABLE
+    }
+
+    /// Writes the eight values of a code of 16 bits.
+    #[inline(always)]
+    pub(crate) fn decode(&self, code: u32, out: &mut [f32; 8]) {
+        let pattern = (code >> 8) as usize & 255;
+        let signs = code >> 1 & 127;
+        // The last sign makes the sum even.
+        let signs = signs | (((signs.count_ones() << 7) & 128) ^ u32::from(self.odd[pattern]));
+        let shift = if code & 1 == 1 { -0.25 } else { 0.25 };
+        let magnitudes = &self.magnitudes[pattern];
+        for i in 0..8 {
+            out[i] = f32::from_bits(magnitudes[i].to_bits() ^ ((signs >> i) << 31)) + shift;
+        }
+    }
+}
 
 /// Lists the patterns of squared norm up to 12, those of norm 12 only with magnitudes up to 3/2.
 fn extend(all: &mut Vec<[u8; 8]>, pattern: &mut [u8; 8], axis: usize) {
@@ -64,21 +123,7 @@ impl E8P {
 fn best_pattern(y: &[f32; 8]) -> (f32, usize, u8) {
     let a = y.map(f32::abs);
     let signs = y.iter().enumerate().fold(0_u8, |signs, (i, v)| signs | (u8::from(*v < 0.0) << i));
-    let mut best = (f32::INFINITY, 0);
-    for (index, p) in PATTERNS.iter().enumerate() {
-        let (mut dot, mut square, mut sum, mut least) = (0.0, 0.0, 0.0, f32::INFINITY);
-        for i in 0..8 {
-            dot += a[i] * p[i];
-            square += p[i] * p[i];
-            sum += p[i];
-            least = if a[i] * p[i] < least { a[i] * p[i] } else { least };
-        }
-        // With signs flipped in pairs the sum changes by an even number; an odd one costs a flip of the cheapest.
-        let cost = square - 2.0 * dot + if odd(sum, signs) { 4.0 * least } else { 0.0 };
-        if cost < best.0 {
-            best = (cost, index);
-        }
-    }
+    let best = Arch::new().dispatch(Nearest { magnitudes: a, odd: signs.count_ones() % 2 == 1 });
     let p = &PATTERNS[best.1];
     let flip = if odd(p.iter().sum(), signs) {
         let cheapest = (1..8).fold(0, |least, i| if a[i] * p[i] < a[least] * p[least] { i } else { least });
@@ -87,6 +132,45 @@ fn best_pattern(y: &[f32; 8]) -> (f32, usize, u8) {
         0
     };
     (best.0, best.1, signs ^ flip)
+}
+
+/// Search for the pattern with the least `|p|² − 2 a·p`, and what an odd sum adds to it.
+struct Nearest {
+    magnitudes: [f32; 8],
+    odd: bool,
+}
+
+impl WithSimd for Nearest {
+    type Output = (f32, usize);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> (f32, usize) {
+        let a = self.magnitudes.map(|a| simd.splat_f32s(a));
+        let (two, four) = (simd.splat_f32s(2.0), simd.splat_f32s(4.0));
+        let mut best = (f32::INFINITY, 0);
+        for (index, block) in TABLE.blocks.iter().enumerate() {
+            let mut costs = [0.0; LANES];
+            for (register, costs) in S::as_mut_simd_f32s(&mut costs).0.iter_mut().enumerate() {
+                let of = |lanes: &[f32; LANES]| S::as_simd_f32s(lanes).0[register];
+                let mut least = simd.mul_f32s(a[0], of(&block.axes[0]));
+                let mut dot = least;
+                for (a, axis) in a[1..].iter().zip(&block.axes[1..]) {
+                    let product = simd.mul_f32s(*a, of(axis));
+                    dot = simd.add_f32s(dot, product);
+                    least = simd.min_f32s(least, product);
+                }
+                // With signs flipped in pairs the sum changes by an even number; an odd one costs a flip of the cheapest.
+                let flip = simd.mul_f32s(simd.mul_f32s(four, least), of(&block.odd[usize::from(self.odd)]));
+                *costs = simd.add_f32s(simd.sub_f32s(of(&block.squares), simd.mul_f32s(two, dot)), flip);
+            }
+            for (lane, cost) in costs.iter().enumerate() {
+                if *cost < best.0 {
+                    best = (*cost, index * LANES + lane);
+                }
+            }
+        }
+        best
+    }
 }
 
 /// Whether magnitudes of this sum have an odd sum under these signs.

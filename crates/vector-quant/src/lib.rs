@@ -44,6 +44,7 @@ mod linear;
 mod magnitude;
 mod nearest;
 mod polar;
+mod product;
 mod rotated;
 pub mod rwkvquant;
 mod sizes;

@@ -14,10 +14,9 @@ use crate::book::BookType;
 use crate::e8p::E8P;
 use crate::error::{Error, finite};
 use crate::polar::{PolarCodec, PolarConfig};
-use crate::{LearnedBook, Residual, VectorCodec};
+use crate::{LearnedBook, Residual, VectorCodec, product};
 use half::f16;
 use quant_core::{Footprint, Linear, bits};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// What codes of a [`VqLinear`] mean.
@@ -181,19 +180,20 @@ impl LearnedBooks {
 /// ```
 #[derive(Clone, Debug)]
 pub struct VqLinear {
-    shape: [usize; 2],
-    dim: usize,
-    books: Books,
-    planes: Vec<Plane>,
+    pub(crate) shape: [usize; 2],
+    pub(crate) dim: usize,
+    pub(crate) books: Books,
+    pub(crate) planes: Vec<Plane>,
     /// One a row, or none.
-    scales: Vec<f16>,
+    pub(crate) scales: Vec<f16>,
 }
 
+/// Some bits of all codes.
 #[derive(Clone, Debug)]
-struct Plane {
-    bits: u32,
-    row_bytes: usize,
-    bytes: Vec<u8>,
+pub(crate) struct Plane {
+    pub(crate) bits: u32,
+    pub(crate) row_bytes: usize,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl VqLinear {
@@ -323,17 +323,6 @@ impl VqLinear {
         }
         Ok(codes)
     }
-
-    /// Writes the values of a row.
-    fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<(), quant_core::Error> {
-        let codes = self.codes(row)?;
-        let scale = self.scales.get(row).map_or(1.0, |scale| scale.to_f32());
-        for (vector, (out, code)) in out.chunks_exact_mut(self.dim).zip(codes).enumerate() {
-            self.books.at(row, vector, self.shape[1]).decode(code, out);
-            out.iter_mut().for_each(|v| *v *= scale);
-        }
-        Ok(())
-    }
 }
 
 /// Stored sections of a [`VqLinear`].
@@ -366,30 +355,6 @@ impl OwnedParts {
     }
 }
 
-/// Lanes that a sum of products is formed in.
-const LANES: usize = 16;
-
-/// `Σ a_i b_i` in 16 lanes that are added pairwise; the same on every machine.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    lanes.iter_mut().zip(a_tail.iter().zip(b_tail)).for_each(|(lane, (a, b))| *lane += a * b);
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
 impl Linear for VqLinear {
     fn in_features(&self) -> usize {
         self.shape[1]
@@ -399,7 +364,8 @@ impl Linear for VqLinear {
         self.shape[0]
     }
 
-    /// Gathers one row of the weight at a time from the code books; no dense copy is made.
+    /// Gathers a few rows of the weight at a time from the code books; no dense copy is made. A row of `x` gives the same
+    /// bits alone and among others.
     fn matmul(&self, x: &[f32], y: &mut [f32]) -> Result<(), quant_core::Error> {
         let [outputs, columns] = self.shape;
         if !x.len().is_multiple_of(columns) {
@@ -409,30 +375,13 @@ impl Linear for VqLinear {
         if y.len() != rows * outputs {
             return Err(quant_core::Error::OutputLen { expected: rows * outputs, found: y.len() });
         }
-        let arch = pulp::Arch::new();
-        let mut sums = vec![0.0; y.len()];
-        sums.par_chunks_exact_mut(rows.max(1)).enumerate().with_min_len(16).try_for_each_init(
-            || vec![0.0; columns],
-            |weights, (output, sums)| {
-                self.decode_row(output, weights)?;
-                arch.dispatch(
-                    #[inline(always)]
-                    || x.chunks_exact(columns).zip(sums).for_each(|(x, sum)| *sum = dot(x, weights)),
-                );
-                Ok(())
-            },
-        )?;
-        for (row, y) in y.chunks_exact_mut(outputs).enumerate() {
-            y.iter_mut().enumerate().for_each(|(output, y)| *y = sums[output * rows + row]);
-        }
-        Ok(())
+        product::matmul(self, x, rows, y)
     }
 
     fn to_dense(&self) -> Result<Vec<f32>, quant_core::Error> {
         let shape = || quant_core::Error::SizeOverflow { shape: self.shape.to_vec() };
         let mut out = vec![0.0; self.shape[0].checked_mul(self.shape[1]).ok_or_else(shape)?];
-        let rows = out.par_chunks_exact_mut(self.shape[1]).enumerate();
-        rows.try_for_each(|(row, out)| self.decode_row(row, out))?;
+        product::decode(self, &mut out)?;
         Ok(out)
     }
 

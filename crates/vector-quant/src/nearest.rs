@@ -8,6 +8,7 @@
 //! everywhere; ties go to the lowest index. The result is the same on every machine and for any
 //! number of threads.
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Entries side by side.
@@ -55,70 +56,86 @@ impl SearchTable {
 
     /// Writes the index of the best entry for each of `points` `[n, dim]`.
     pub(crate) fn search(&self, points: &[f32], out: &mut [u32]) {
-        let arch = pulp::Arch::new();
+        let arch = Arch::new();
         let work = points.par_chunks(PIECE * self.dim).zip(out.par_chunks_mut(PIECE));
-        work.for_each(|(points, out)| {
-            for (points, out) in points.chunks(TILE * self.dim).zip(out.chunks_mut(TILE)) {
-                arch.dispatch(
-                    #[inline(always)]
-                    || self.tile(points, out),
-                );
-            }
-        });
+        work.for_each(|(points, out)| arch.dispatch(Search { table: self, points, out }));
     }
 
     /// The best entry for one vector.
     pub(crate) fn search_one(&self, point: &[f32]) -> u32 {
         let mut out = [0];
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || self.tile(point, &mut out),
-        );
+        Arch::new().dispatch(Search { table: self, points: point, out: &mut out });
         out[0]
     }
 
     #[inline(always)]
-    fn tile(&self, points: &[f32], out: &mut [u32]) {
-        match out.len() {
-            TILE => self.scan::<TILE>(points, out),
-            1 => self.scan::<1>(points, out),
-            _ => points.chunks_exact(self.dim).zip(out.chunks_mut(1)).for_each(|(x, out)| self.scan::<1>(x, out)),
+    fn tile<S: Simd>(&self, simd: S, points: &[f32], out: &mut [u32]) {
+        if out.len() == TILE {
+            return self.scan::<S, TILE>(simd, points, out);
+        }
+        for (point, out) in points.chunks_exact(self.dim).zip(out.chunks_mut(1)) {
+            self.scan::<S, 1>(simd, point, out);
         }
     }
 
+    /// One pass over the table for each register that the lanes fill.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "tables have at most 2^24 entries")]
-    fn scan<const N: usize>(&self, points: &[f32], out: &mut [u32]) {
-        let mut best = [[f32::NEG_INFINITY; LANES]; N];
-        let mut at = [[0_u32; LANES]; N];
-        for (block, columns) in self.blocks.chunks_exact(self.dim + 1).enumerate() {
-            let mut scores = [columns[0]; N];
-            for (axis, column) in columns[1..].iter().enumerate() {
-                for n in 0..N {
-                    let x = points[n * self.dim + axis];
-                    for lane in 0..LANES {
-                        scores[n][lane] = x.mul_add(column[lane], scores[n][lane]);
+    fn scan<S: Simd, const N: usize>(&self, simd: S, points: &[f32], out: &mut [u32]) {
+        let mut winners = [(f32::NEG_INFINITY, 0); N];
+        for register in 0..LANES / S::F32_LANES {
+            let mut best = [simd.splat_f32s(f32::NEG_INFINITY); N];
+            let mut at = [simd.splat_u32s(0); N];
+            for (block, columns) in self.blocks.chunks_exact(self.dim + 1).enumerate() {
+                let mut scores = [S::as_simd_f32s(&columns[0]).0[register]; N];
+                for (axis, column) in columns[1..].iter().enumerate() {
+                    let column = S::as_simd_f32s(column).0[register];
+                    for n in 0..N {
+                        scores[n] = simd.mul_add_f32s(simd.splat_f32s(points[n * self.dim + axis]), column, scores[n]);
                     }
+                }
+                let block = simd.splat_u32s(block as u32);
+                for n in 0..N {
+                    let better = simd.greater_than_f32s(scores[n], best[n]);
+                    best[n] = simd.max_f32s(scores[n], best[n]);
+                    at[n] = simd.select_u32s(better, block, at[n]);
                 }
             }
             for n in 0..N {
-                for lane in 0..LANES {
-                    let better = scores[n][lane] > best[n][lane];
-                    best[n][lane] = if better { scores[n][lane] } else { best[n][lane] };
-                    at[n][lane] = if better { block as u32 } else { at[n][lane] };
+                let (mut scores, mut blocks) = ([0.0; LANES], [0; LANES]);
+                S::as_mut_simd_f32s(&mut scores).0[0] = best[n];
+                S::as_mut_simd_u32s(&mut blocks).0[0] = at[n];
+                for (lane, (score, block)) in scores.iter().zip(blocks).enumerate().take(S::F32_LANES) {
+                    let index = block * LANES as u32 + (register * S::F32_LANES + lane) as u32;
+                    let (lead, winner) = winners[n];
+                    if *score > lead || (*score == lead && index < winner) {
+                        winners[n] = (*score, index);
+                    }
                 }
             }
         }
-        for n in 0..N {
-            let index = |lane: usize| at[n][lane] * LANES as u32 + lane as u32;
-            let mut winner = 0;
-            for lane in 1..LANES {
-                let (score, lead) = (best[n][lane], best[n][winner]);
-                if score > lead || (score == lead && index(lane) < index(winner)) {
-                    winner = lane;
-                }
-            }
-            out[n] = index(winner);
+        for (out, (_, winner)) in out.iter_mut().zip(winners) {
+            *out = winner;
+        }
+    }
+}
+
+/// A piece of work. It is no closure because the body of a closure that could be called twice may end up in a function
+/// of its own, without the instructions that were asked for.
+struct Search<'a> {
+    table: &'a SearchTable,
+    points: &'a [f32],
+    out: &'a mut [u32],
+}
+
+impl WithSimd for Search<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let tiles = self.points.chunks(TILE * self.table.dim);
+        for (points, out) in tiles.zip(self.out.chunks_mut(TILE)) {
+            self.table.tile(simd, points, out);
         }
     }
 }

@@ -117,6 +117,51 @@ fn products_are_those_of_the_decoded_matrix() {
 }
 
 #[test]
+fn values_are_those_of_the_code_books_and_products_do_not_depend_on_company() {
+    // More columns than are decoded at a time, a last part of its own, and rows that fill no block.
+    for (books, dim) in some_books() {
+        let (outputs, columns) = (11, 24 * 53);
+        let codec: &dyn VectorCodec = match &books {
+            Books::E8P(b) => b,
+            Books::E8PTwice(b) => b,
+            Books::Polar(b) => b,
+            Books::Learned(b) if b.books.len() == 1 => &b.books[0].clone(),
+            _ => continue,
+        };
+        let books = match books.clone() {
+            Books::Learned(b) => Books::Learned(LearnedBooks { rows: outputs, columns, ..b }),
+            other => other,
+        };
+        let mask = ((1_u64 << codec.bits()) - 1) as u32;
+        let codes: Vec<u32> =
+            (0..(outputs * columns / dim) as u32).map(|i| i.wrapping_mul(2_654_435_761) & mask).collect();
+        let scales: Vec<f16> = (0..outputs).map(|i| f16::from_f32(0.5 + i as f32)).collect();
+        let matrix = VqLinear::new([outputs, columns], books, &codes, scales).unwrap();
+        let dense = matrix.to_dense().unwrap();
+        let mut expected = vec![0.0; dim];
+        for (index, code) in codes.iter().enumerate() {
+            codec.decode(*code, &mut expected);
+            let scale = 0.5 + (index * dim / columns) as f32;
+            expected.iter_mut().for_each(|v| *v *= scale);
+            assert_eq!(dense[index * dim..][..dim], expected, "vector {index} of {matrix:.0?}");
+        }
+        let x = gaussian(5 * columns, 4);
+        let mut together = vec![0.0; 5 * outputs];
+        matrix.matmul(&x, &mut together).unwrap();
+        for (x, together) in x.chunks_exact(columns).zip(together.chunks_exact(outputs)) {
+            let mut alone = vec![0.0; outputs];
+            matrix.matmul(x, &mut alone).unwrap();
+            assert_eq!(alone, together, "one row at a time");
+            for (w, y) in dense.chunks_exact(columns).zip(together) {
+                let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                assert!((sum - f64::from(*y)).abs() < 1e-6 * size, "{sum} and {y}");
+            }
+        }
+    }
+}
+
+#[test]
 fn stored_matrices_that_contradict_themselves_are_refused() {
     let parts = |codes, scales, books| Parts { codes, scales, books };
     let learned = |dim, bits, rows, columns| BooksHeader::Learned { dim, bits, values: BookType::F16, rows, columns };
