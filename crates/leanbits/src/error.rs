@@ -159,6 +159,22 @@ pub enum Error {
         /// Why.
         source: quant_calib::Error,
     },
+    /// Experts could not be measured, or schemes not be allocated to them.
+    #[error("{}: {source}", file.display())]
+    Experts {
+        /// What was worked on: a file, or in words.
+        file: PathBuf,
+        /// Why.
+        source: Box<moe_quant::Error>,
+    },
+    /// A model could not write calibration text.
+    #[error("{}: {source}", model.display())]
+    Sampling {
+        /// The model.
+        model: PathBuf,
+        /// Why.
+        source: Box<moe_quant::EbssError>,
+    },
     /// A method cannot quantize a tensor.
     #[error("{}: tensor {tensor}: {source}", file.display())]
     Method {

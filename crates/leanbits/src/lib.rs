@@ -38,6 +38,7 @@
 
 pub use kv_cache_quant;
 pub use low_rank;
+pub use moe_quant;
 pub use quant_core as core;
 pub use quant_io as io;
 pub use quant_models as models;
@@ -47,6 +48,7 @@ pub use weight_quant;
 mod compress;
 mod convert;
 mod demo;
+mod ebss;
 mod encode;
 mod error;
 mod evaluate;
@@ -56,6 +58,7 @@ mod inspect;
 mod kv;
 mod picture;
 mod plan;
+mod profile;
 mod progress;
 mod recipe;
 mod report;
@@ -63,12 +66,13 @@ mod storage;
 mod table;
 mod usage;
 
-pub use compress::{CalibrationReport, CompressOptions, compress};
+pub use compress::{CalibrationReport, CompressOptions, ExpertLayerReport, ExpertsReport, compress};
 pub use convert::{
     DequantizeOptions, DequantizeReport, DequantizedTensor, FloatType, QuantizeOptions, QuantizeReport, dequantize,
     quantize,
 };
 pub use demo::{DemoOptions, DemoReference, DemoReport, DemoRow, demo};
+pub use ebss::sample_calibration;
 pub use error::Error;
 pub use evaluate::{AgainstReport, DEFAULT_CONTEXT, EvalOptions, EvalReport, evaluate};
 pub use formats::{FormatInfo, REFERENCE_SHAPE, footprint, formats, formats_table};
@@ -78,11 +82,12 @@ pub use inspect::{
     suitable_formats,
 };
 pub use kv::{KvBytes, KvLayerSchedule, KvOptions, KvReference, KvReport, KvRow, KvShrink, kv, usual_codecs};
+pub use profile::{ProfileOptions, measure_profile, this_device};
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    Assign, Asvd, Calibration, Choice, Corrected, Decision, E8p, IdleRule, KeyPlace, KvCacheChoice, MAX_RECIPE_BYTES,
-    MAX_RULES, Method, Metric, Multipliers, Pcdvq, Preset, Ranks, Reason, Recipe, RecipeError, Rotation, Rule,
-    RwkvQuant, Svd, SvdLlm, Transforms, default_exclusions, presets,
+    AllocateBy, Assign, Asvd, Calibration, Choice, Corrected, Decision, E8p, Experts, IdleRule, KeyPlace,
+    KvCacheChoice, MAX_RECIPE_BYTES, MAX_RULES, Method, Metric, Multipliers, Pcdvq, Preset, Ranks, Reason, Recipe,
+    RecipeError, Rotation, Rule, RwkvQuant, Svd, SvdLlm, Transforms, default_exclusions, presets,
 };
 pub use report::{CodesReport, CompressReport, RuleLine, RunCost, TensorReport, UniformityReport};
 pub use storage::{ComposedError, StorageLayout, Weights};

@@ -70,7 +70,8 @@ fn recipe(text: &str) -> Recipe {
 #[test]
 fn every_preset_of_scalar_codes_gives_a_folder_that_evaluates() {
     let place = Place::new();
-    for preset in presets() {
+    // Those for mixtures of experts have tests of their own.
+    for preset in presets().iter().filter(|preset| !preset.name.contains("moe")) {
         let recipe = Recipe::preset(preset.name).expect(preset.name);
         // Factors and vectors have tests of their own.
         if !recipe.method.is_scalar() {

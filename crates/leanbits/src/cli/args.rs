@@ -1,6 +1,7 @@
 //! The command line.
 
 use super::kv::Kv;
+use super::moe::{Calib, ProfileArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use leanbits::NamePattern;
 use quant_core::Format;
@@ -48,6 +49,8 @@ pub(crate) enum Verb {
     Compress(Compress),
     Eval(Eval),
     Kv(Kv),
+    Calib(Calib),
+    Profile(ProfileArgs),
     Inspect(Inspect),
 }
 
@@ -172,7 +175,7 @@ pub(crate) struct Compress {
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) how: How,
-    /// Calibration text, for recipes whose method looks at activations
+    /// Calibration text, for recipes whose method looks at activations; or what `leanbits calib` wrote (.json)
     #[arg(long, value_name = "TEXT")]
     pub(crate) calib: Option<PathBuf>,
     /// How packed tensors are stored

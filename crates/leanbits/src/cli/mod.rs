@@ -2,6 +2,7 @@
 
 mod args;
 mod kv;
+mod moe;
 mod output;
 mod progress;
 mod verbs;
@@ -44,6 +45,8 @@ pub(crate) fn run() -> ExitCode {
         Verb::Compress(args) => verbs::compress(&args, json, &mut reporter),
         Verb::Eval(args) => verbs::eval(&args, json, &mut reporter),
         Verb::Kv(args) => kv::kv(&args, json, &mut reporter),
+        Verb::Calib(args) => moe::calib(&args, json, &mut reporter),
+        Verb::Profile(args) => moe::profile(&args, json, &mut reporter),
         Verb::Inspect(args) => verbs::inspect(&args, json, &mut reporter),
     };
     leanbits::Progress::end(&mut reporter);

@@ -42,6 +42,9 @@ impl Windows {
             false => None,
         };
         let context = wanted.tokens.min(config.max_positions);
+        if text.extension().is_some_and(|extension| extension == "json") {
+            return Self::sampled(&bytes, config, text, wanted);
+        }
         let options = WindowOptions { bos, ..WindowOptions::new(context) };
         let short = |tokens| Error::ShortCalibration { path: text.to_owned(), tokens, needed: context };
         let reader = Text::open(model, config)?;
@@ -50,19 +53,40 @@ impl Windows {
             Err(Error::Model(crate::models::Error::TooFewTokens { found, .. })) => return Err(short(found)),
             Err(error) => return Err(error),
         };
-        let mut texts: Vec<Vec<u32>> = windows.list().iter().map(|window| window.tokens.clone()).collect();
+        let texts: Vec<Vec<u32>> = windows.list().iter().map(|window| window.tokens.clone()).collect();
         let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
         // Documents may be shorter than a window, but a text that is cut into windows fills them.
         if wanted.split.is_none() && longest < context {
             return Err(short(longest));
         }
+        Ok(Self::drawn(texts, context, wanted))
+    }
+
+    /// The windows of a file that [`crate::sample_calibration`] made; they are as long as they are.
+    fn sampled(bytes: &[u8], config: &Config, text: &Path, wanted: &Calibration) -> Result<Self, Error> {
+        let set = crate::ebss::parse(bytes).map_err(|source| Error::Json { source })?.set;
+        let refused = |source| Error::Calibration { what: text.display().to_string(), source };
+        set.check_vocabulary(config.vocab_size).map_err(refused)?;
+        let texts: Vec<Vec<u32>> = set.windows().to_vec();
+        let context = texts.iter().map(Vec::len).max().unwrap_or(0);
+        if context > config.max_positions {
+            return Err(Error::ShortCalibration {
+                path: text.to_owned(),
+                tokens: config.max_positions,
+                needed: context,
+            });
+        }
+        Ok(Self::drawn(texts, context, wanted))
+    }
+
+    fn drawn(mut texts: Vec<Vec<u32>>, context: usize, wanted: &Calibration) -> Self {
         let available = texts.len();
         draw(&mut texts, wanted.windows, wanted.seed);
         let tokens = texts.iter().map(Vec::len).sum();
         let ids: Vec<u8> =
             texts.iter().flat_map(|t| t.iter().chain([&u32::MAX])).flat_map(|id| id.to_le_bytes()).collect();
         let hash = format!("{:016x}", checksum([&*ids]));
-        Ok(Self { report: CalibrationReport { windows: texts.len(), available, tokens, context, hash }, texts })
+        Self { report: CalibrationReport { windows: texts.len(), available, tokens, context, hash }, texts }
     }
 
     /// Consecutive windows that are run together: about `tokens` of them, but at least one window.

@@ -2,7 +2,7 @@
 
 use super::structure::LayerShape;
 use crate::Error;
-use crate::models::{Apply, Head, Layer, Observer, Role, Stream};
+use crate::models::{Apply, Head, Layer, Observer, Role, Routing, Stream};
 use quant_calib::{Needs, Statistics};
 use quant_core::{Footprint, Linear};
 use std::collections::BTreeMap;
@@ -77,6 +77,7 @@ pub(super) fn statistics(
     watched: &[(String, usize, Needs)],
 ) -> Result<Vec<Statistics>, Error> {
     let mut gather = Gather::new(watched)?;
+    gather.experts = watched.iter().map(|(name, ..)| expert_of(layer, name)).collect();
     for batch in batches {
         if !watched.is_empty() {
             layer.forward(&batch.stream, Some(&mut gather))?;
@@ -84,6 +85,14 @@ pub(super) fn statistics(
         }
     }
     Ok(gather.statistics)
+}
+
+/// The expert that a linear is part of.
+fn expert_of(layer: &Layer, name: &str) -> Option<usize> {
+    match layer.slot(name).ok()?.role() {
+        Role::Expert(expert) => Some(expert),
+        _ => None,
+    }
 }
 
 /// Gathers statistics of what enters the head.
@@ -108,6 +117,10 @@ pub(super) fn head(head: &Head, batches: &[Batch], needs: &Needs) -> Result<Stat
 struct Gather {
     index: BTreeMap<String, usize>,
     statistics: Vec<Statistics>,
+    /// The expert that each is part of.
+    experts: Vec<Option<usize>>,
+    /// The gates of each expert's tokens in this pass.
+    gates: Vec<Vec<f32>>,
     /// The first input that was refused.
     refused: Option<(String, usize, quant_calib::Error)>,
 }
@@ -120,7 +133,8 @@ impl Gather {
             Statistics::new(*features, needs).map_err(refused)
         };
         let statistics = watched.iter().map(of).collect::<Result<_, _>>()?;
-        Ok(Self { index, statistics, refused: None })
+        let experts = vec![None; watched.len()];
+        Ok(Self { index, statistics, experts, gates: Vec::new(), refused: None })
     }
 
     /// Reports an input of this batch that was refused, with the window it came from.
@@ -137,11 +151,19 @@ impl Gather {
 
 impl Observer for Gather {
     fn input(&mut self, slot: &str, features: usize, input: &[f32]) {
-        if let Some(&at) = self.index.get(slot)
-            && self.refused.is_none()
-            && let Err(error) = self.statistics[at].add(input, None)
-        {
+        let Some(&at) = self.index.get(slot).filter(|_| self.refused.is_none()) else { return };
+        let gates = self.experts.get(at).copied().flatten().and_then(|expert| self.gates.get(expert));
+        if let Err(error) = self.statistics[at].add(input, gates.map(Vec::as_slice)) {
             self.refused = Some((slot.to_owned(), input.len() / features.max(1), error));
+        }
+    }
+
+    fn routing(&mut self, routing: &Routing<'_>) {
+        self.gates = vec![Vec::new(); routing.experts];
+        for (&expert, &gate) in routing.ids.iter().zip(routing.gates) {
+            if let Some(gates) = self.gates.get_mut(expert) {
+                gates.push(gate);
+            }
         }
     }
 }

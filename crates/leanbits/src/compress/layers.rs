@@ -22,7 +22,7 @@ use crate::plan::{Plan, PlannedTensor};
 use crate::recipe::Recipe;
 use crate::storage::{Section, into_model_error};
 use crate::{Error, Progress, StorageLayout};
-use quant_calib::Statistics;
+use quant_calib::{Needs, Statistics};
 use quant_core::Linear;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -197,7 +197,8 @@ impl Job<'_> {
         let watched = groups.values().filter_map(|members| {
             let (slot, ..) = members.first()?;
             let methods = members.iter().map(|(_, tensor)| &tensor.treatment.method);
-            Some(methods::needs(methods).map(|needs| (slot.name.clone(), slot.shape[1], needs)))
+            let gate_power = self.recipe.calibration.gate_power;
+            Some(methods::needs(methods).map(|needs| (slot.name.clone(), slot.shape[1], Needs { gate_power, ..needs })))
         });
         let watched = watched.collect::<Result<Vec<_>, Error>>()?;
         let statistics = run.running.time(|| gather::statistics(part, batches, &watched))?;

@@ -11,9 +11,12 @@
 //! | `layers.rs`, `structure.rs`, `gather.rs`, `smooth.rs` | layer by layer, on a calibration text |
 //! | `methods.rs`, `multipliers.rs`, `vectors.rs` | one linear, or one layer's multipliers |
 //! | `calibration.rs` | the windows of that text |
+//! | `experts.rs`, `expert_map.rs` | formats for the blocks of experts, before all this |
 
 mod budget;
 mod calibration;
+mod expert_map;
+mod experts;
 mod folder;
 mod forms;
 mod gather;
@@ -36,6 +39,7 @@ mod vectors;
 
 pub use calibration::CalibrationReport;
 pub(crate) use calibration::Windows;
+pub use experts::{ExpertLayerReport, ExpertsReport};
 pub(crate) use folder::activations;
 pub(crate) use outcome::{CodeUsage, Energy, Outcome};
 pub(crate) use source::Source;
@@ -124,6 +128,19 @@ pub fn compress(
     }
     let checkpoint = folder::open(model)?;
     let source = prepare::source(&checkpoint, recipe)?;
+    let experts = match (&recipe.experts, &options.calibration) {
+        (Some(asked), Some(text)) => {
+            let config = Config::from_folder(model)?;
+            let windows = Windows::open(model, &config, text, &recipe.calibration)?;
+            Some(experts::resolve(&source, &config, &windows, recipe, asked, progress)?)
+        }
+        _ => None,
+    };
+    // From here on the recipe is one that says what every expert becomes.
+    let resolved =
+        experts.as_ref().map(|experts| CompressOptions { recipe: experts.recipe.clone(), ..options.clone() });
+    let options = resolved.as_ref().unwrap_or(options);
+    let recipe = &options.recipe;
     if let Some(choice) = &recipe.kv_cache {
         prepare::kv_cache(choice, &source, options.layout)?;
     }
@@ -177,6 +194,9 @@ pub fn compress(
             crate::kv::store(choice, &config, folder, texts, recipe.activations).map(Some)
         }
     })?;
+    if let Some(experts) = &experts {
+        experts.write(output)?;
+    }
     let seconds = start.elapsed().as_secs_f64();
     report.run = Some(RunCost {
         seconds,

@@ -29,6 +29,7 @@
 //! of the whole model first; [`Calibration`] says how much of the calibration text is used.
 
 mod error;
+mod experts;
 mod factors;
 mod kv_cache;
 mod method;
@@ -37,6 +38,7 @@ mod presets;
 mod vectors;
 
 pub use error::RecipeError;
+pub use experts::{AllocateBy, Experts};
 pub(crate) use factors::Factoring;
 pub use factors::{Asvd, Corrected, Metric, Ranks, Svd, SvdLlm};
 pub use kv_cache::{KeyPlace, KvCacheChoice};
@@ -170,6 +172,9 @@ pub struct Recipe {
     /// The key-value cache that the compressed model runs with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache: Option<KvCacheChoice>,
+    /// Formats for the experts of mixtures, chosen under a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
     /// Rules, the first match decides.
     #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -315,6 +320,7 @@ impl Recipe {
             transforms: Transforms::default(),
             calibration: Calibration::default(),
             kv_cache: None,
+            experts: None,
             rules: Vec::new(),
         }
     }
@@ -386,6 +392,9 @@ impl Recipe {
         if let Some(kv_cache) = &self.kv_cache {
             kv_cache.validate()?;
         }
+        if let Some(experts) = &self.experts {
+            experts.validate()?;
+        }
         if self.calibration.windows == 0 {
             return bad("calibration.windows", "0".to_owned(), "at least 1");
         }
@@ -403,7 +412,8 @@ impl Recipe {
         let smoothing = self.transforms.smooth.map(|_| "smoothing".to_owned());
         let cache = self.kv_cache.as_ref().filter(|cache| cache.needs_calibration());
         let cache = cache.map(|cache| format!("the cache {}", cache.method));
-        method.map(|method| format!("the method {}", method.name())).or(smoothing).or(cache)
+        let experts = self.experts.as_ref().map(|_| "the allocation of experts".to_owned());
+        method.map(|method| format!("the method {}", method.name())).or(smoothing).or(cache).or(experts)
     }
 
     /// How the codes of a tensor are found that was decided about so: by the rule's own method, else by the recipe's if it

@@ -1,5 +1,6 @@
 //! What a recipe says about the model as a whole: its calibration and its change of basis.
 
+use quant_calib::GatePower;
 use serde::{Deserialize, Serialize};
 
 /// The text that methods see: how much of it, and where from.
@@ -22,12 +23,21 @@ pub struct Calibration {
     /// Where the text is cut into documents, each with a window of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
+    /// How much the tokens of an expert count by their gates: `linear` is MoEQuant's affinity-guided quantization, `squared`
+    /// weighs the error of the layer's output. Tokens of other linears count one.
+    #[serde(skip_serializing_if = "is_ignored")]
+    pub gate_power: GatePower,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_ignored(power: &GatePower) -> bool {
+    *power == GatePower::Ignored
 }
 
 impl Default for Calibration {
     /// 128 windows of 512 tokens, seed 0.
     fn default() -> Self {
-        Self { windows: 128, tokens: 512, seed: 0, bos: false, split: None }
+        Self { windows: 128, tokens: 512, seed: 0, bos: false, split: None, gate_power: GatePower::Ignored }
     }
 }
 

@@ -31,7 +31,7 @@ impl Recipe {
     }
 }
 
-const PRESETS: [Preset; 22] = [
+const PRESETS: [Preset; 27] = [
     Preset { name: "safe", summary: "int8 linears: practically no loss", toml: "format = \"int8\"\n" },
     Preset {
         name: "balanced",
@@ -133,5 +133,30 @@ const PRESETS: [Preset; 22] = [
         name: "rwkvquant",
         summary: "3-bit RWKV: scalar or vector codes matrix by matrix, coded multipliers (RWKVQuant)",
         toml: "format = \"int3-g64-asym\"\nmethod = \"rwkvquant\"\n",
+    },
+    Preset {
+        name: "moe-gptq-2",
+        summary: "2-bit experts in groups of 128 with GPTQ, all else as it is",
+        toml: "format = \"keep\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n\n[[rule]]\nmatch = \"*.experts.*\"\nformat = \"int2-g128-asym\"\n",
+    },
+    Preset {
+        name: "moe-gptq-3",
+        summary: "the same in 3 bits",
+        toml: "format = \"keep\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n\n[[rule]]\nmatch = \"*.experts.*\"\nformat = \"int3-g128-asym\"\n",
+    },
+    Preset {
+        name: "moequant-4",
+        summary: "4-bit experts with one scale a row, GPTQ weighted by gates (MoEQuant); calibrate on `leanbits calib ebss`",
+        toml: "format = \"keep\"\nmethod = { name = \"gptq\" }\n\n[calibration]\ngate_power = \"linear\"\n\n[[rule]]\nmatch = \"*.experts.*\"\nformat = \"int4-row\"\n",
+    },
+    Preset {
+        name: "mxmoe-2.25",
+        summary: "experts at 2.25 bits on average, each block in its own format, by what it costs (MxMoE); GPTQ",
+        toml: "format = \"keep\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n\n[experts]\nbits = 2.25\n",
+    },
+    Preset {
+        name: "mxmoe-3.25",
+        summary: "the same at 3.25 bits",
+        toml: "format = \"keep\"\nmethod = { name = \"gptq\", order = \"group-aware\" }\n\n[experts]\nbits = 3.25\n",
     },
 ];
