@@ -81,6 +81,7 @@ fn decompositions() {
     let lapack = quant_linalg::lapack::Lapack::find().inspect_err(|error| println!("{error}")).ok();
 
     let a = gaussian(MIDDLE, MIDDLE, 1);
+    #[cfg_attr(not(all(feature = "lapack", unix)), expect(unused_mut, reason = "LAPACK adds cases of its own"))]
     let mut cases: Vec<Case<'_>> = vec![
         ("a product of that size".into(), Box::new(|| drop(black_box(matmul(a.view(), a.view()))))),
         ("`svd`".into(), Box::new(|| drop(black_box(svd(a.view()))))),
@@ -98,6 +99,7 @@ fn decompositions() {
         let thin = gaussian(LARGE, rank + config.oversample, 2);
         // A product for Y, two for each power iteration, one for Qᵀ A.
         let passes = 2 + 2 * config.power_iterations;
+        #[cfg_attr(not(all(feature = "lapack", unix)), expect(unused_mut, reason = "LAPACK adds cases of its own"))]
         let mut cases: Vec<Case<'_>> = vec![
             (
                 format!("the {passes} products in f64"),

@@ -27,6 +27,7 @@
 //! | [`quantize`] | file or folder | one safetensors file with packed tensors |
 //! | [`dequantize`] | leanbits, GGUF, compressed-tensors | floats that any tool loads |
 //! | [`kv()`] | model folder, text | what quantized key-value caches cost |
+//! | [`bench()`] | model folder | tokens a second, bytes a token, share of memory's bandwidth |
 //! | [`inspect`] | file or folder | shapes, formats, ranges, outliers, formats that suit |
 //! | [`demo()`] | the embedded model | what each format costs |
 //! | [`formats`] | | the named formats in words |
@@ -45,6 +46,7 @@ pub use quant_models as models;
 pub use vector_quant;
 pub use weight_quant;
 
+mod bench;
 mod compress;
 mod convert;
 mod demo;
@@ -66,6 +68,7 @@ mod storage;
 mod table;
 mod usage;
 
+pub use bench::{BenchOptions, BenchReport, BenchWay, bench};
 pub use compress::{CalibrationReport, CompressOptions, ExpertLayerReport, ExpertsReport, compress};
 pub use convert::{
     DequantizeOptions, DequantizeReport, DequantizedTensor, FloatType, QuantizeOptions, QuantizeReport, dequantize,

@@ -6,7 +6,7 @@ use common::run;
 
 #[test]
 fn every_verb_explains_itself_with_examples() {
-    for verb in ["demo", "quantize", "dequantize", "compress", "eval", "kv", "inspect"] {
+    for verb in ["demo", "quantize", "dequantize", "compress", "eval", "kv", "bench", "inspect"] {
         let help = run([verb, "--help"]);
         assert_eq!(help.code, 0, "{verb}");
         for word in ["Usage: leanbits", "Examples:", "--json"] {

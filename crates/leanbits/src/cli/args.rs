@@ -51,6 +51,7 @@ pub(crate) enum Verb {
     Kv(Kv),
     Calib(Calib),
     Profile(ProfileArgs),
+    Bench(Bench),
     Inspect(Inspect),
 }
 
@@ -249,6 +250,30 @@ pub(crate) struct Eval {
     /// Put the begin-of-sequence token in front of every window
     #[arg(long)]
     pub(crate) bos: bool,
+}
+
+/// Time a model folder: tokens a second, bytes a token, share of memory's bandwidth
+///
+/// Runs a made-up prompt in one pass (prefill) and then token by token (decode). A compressed folder is run twice over:
+/// with the packed weights as they are, and decoded to f32. Generating a token reads all weights that it passes, so that
+/// memory sets the limit: the last column says how much of what memory gives was used.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  leanbits bench model/\n  leanbits bench out/ --prompt 512 --tokens 64 --threads 1"
+)]
+pub(crate) struct Bench {
+    /// Model folder, original or compressed
+    #[arg(value_name = "MODEL_DIR")]
+    pub(crate) model: PathBuf,
+    /// Tokens of the prompt; at most half of what the model was trained for
+    #[arg(long, value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt: u32,
+    /// Tokens generated after it
+    #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) tokens: u32,
+    /// Runs of each way; the fastest counts
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
 }
 
 /// Show what a file or folder holds, and which formats would suit it

@@ -47,6 +47,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::Kv(args) => kv::kv(&args, json, &mut reporter),
         Verb::Calib(args) => moe::calib(&args, json, &mut reporter),
         Verb::Profile(args) => moe::profile(&args, json, &mut reporter),
+        Verb::Bench(args) => verbs::bench(&args, json, &mut reporter),
         Verb::Inspect(args) => verbs::inspect(&args, json, &mut reporter),
     };
     leanbits::Progress::end(&mut reporter);

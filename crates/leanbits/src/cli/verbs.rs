@@ -1,10 +1,10 @@
 //! One function a verb: from arguments to library options, from results to text or JSON.
 
-use super::args::{Compress, Demo, Dequantize, Dtype, Eval, Inspect, LayoutArg, Quantize};
+use super::args::{Bench, Compress, Demo, Dequantize, Dtype, Eval, Inspect, LayoutArg, Quantize};
 use super::output::{Failure, print_json, print_text};
 use leanbits::{
-    CompressOptions, DemoOptions, DequantizeOptions, EvalOptions, FloatType, InspectOptions, Progress, QuantizeOptions,
-    Recipe, StorageLayout,
+    BenchOptions, CompressOptions, DemoOptions, DequantizeOptions, EvalOptions, FloatType, InspectOptions, Progress,
+    QuantizeOptions, Recipe, StorageLayout,
 };
 use serde_json::json;
 
@@ -145,6 +145,15 @@ pub(crate) fn eval(args: &Eval, json: bool, progress: &mut dyn Progress) -> Outc
         bos: args.bos,
     };
     let report = leanbits::evaluate(&args.model, &args.text, &options, progress)?;
+    if json { Ok(print_json(&report)?) } else { Ok(print_text(&report.to_text())?) }
+}
+
+pub(crate) fn bench(args: &Bench, json: bool, progress: &mut dyn Progress) -> Outcome {
+    let mut options = BenchOptions::default();
+    options.prompt = args.prompt as usize;
+    options.tokens = args.tokens as usize;
+    options.rounds = args.rounds as usize;
+    let report = leanbits::bench(&args.model, &options, progress)?;
     if json { Ok(print_json(&report)?) } else { Ok(print_text(&report.to_text())?) }
 }
 
