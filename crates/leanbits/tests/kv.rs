@@ -49,7 +49,7 @@ fn a_full_precision_cache_changes_nothing_and_fewer_bits_change_more() {
     }
     let plain = row(&report, "f32");
     assert!(number(&plain["kl"]) < 1e-7, "{plain}");
-    assert_eq!(number(&plain["attn_err_worst_head"]), 0.0, "{plain}");
+    assert!(number(&plain["attn_err_worst_head"]) < 1e-6, "sums in another order: {plain}");
     let reference = number(&report["reference"]["perplexity"]);
     assert!((number(&plain["perplexity"]) / reference - 1.0).abs() < 1e-5, "{plain} beside {reference}");
     for key in ["kl", "attn_err_mean"] {

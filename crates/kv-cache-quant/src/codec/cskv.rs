@@ -25,8 +25,9 @@ use std::sync::Arc;
 const WINDOW: usize = 32;
 /// Seed of the rotation of latents that are to be quantized.
 const ROTATION_SEED: u64 = 0;
-/// Deviations of latents below this share of the largest are raised to it before they are divided by.
-const LEAST_DEVIATION: f64 = 1e-4;
+/// Share of the mean variance that is added to that of each latent before it is divided by: directions that few rows of
+/// statistics say little about may yet carry something.
+const DAMP: f64 = 0.01;
 /// Squared singular values of `B` below this share of the largest are taken for zero.
 const LEAST: f64 = 1e-12;
 
@@ -132,10 +133,9 @@ impl Adapter {
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
         let shift: Vec<f32> = mean.iter().map(|&x| x as f32).collect();
         let Some(seed) = rotation else { return Self::tied(&narrow(basis.t()), shift, width, precision) };
-        let deviations = eigen.values.iter().rev().take(width).map(|value| value.max(0.0).sqrt());
-        let mut roots: Array1<f64> = deviations.collect();
-        let largest = roots.first().copied().filter(|&largest| largest > 0.0).unwrap_or(1.0);
-        roots.mapv_inplace(|deviation| (deviation / largest).max(LEAST_DEVIATION).sqrt());
+        let mut roots: Array1<f64> = eigen.values.iter().rev().take(width).map(|value| value.max(0.0)).collect();
+        let mean = roots.mean().filter(|&mean| mean > 0.0).unwrap_or(1.0);
+        roots.mapv_inplace(|variance| (variance / mean + DAMP).powf(0.25));
         let turn = quant_linalg::random_orthogonal(basis.ncols(), seed)?;
         let compress = quant_linalg::matmul((&basis / &roots).view(), turn.view());
         let rebuild = quant_linalg::matmul(turn.t(), (basis * &roots).t());
