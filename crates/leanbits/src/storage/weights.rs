@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// use leanbits::Weights;
 /// use leanbits::models::{Apply, Config, Decoder};
 ///
-/// let folder = "../../models/tiny-llama"; // or a compressed one
+/// let folder = std::path::Path::new("../../models/tiny-llama"); // or a compressed one
 /// let weights = Weights::open(folder)?;
 /// let model = Decoder::from_source(Config::from_folder(folder)?, &weights, Apply::Decoded)?;
 /// # assert!(model.slots().count() > 0);
