@@ -13,12 +13,12 @@
 //! let delta = [1.0, 1.0, 4.0, 0.5, 0.5, 9.0].into_iter().flat_map(losses).collect();
 //! let table = LayerTable::new([64, 32], Sensitivity::new(2, schemes, delta)?, vec![10, 5])?;
 //!
-//! let config = AllocateConfig { r: 1.0, ..AllocateConfig::new(Budget::Bits(4.75)) };
+//! let config = AllocateConfig { r: 1.0, ..AllocateConfig::new(Budget::Bits(5.5)) };
 //! let plan = allocate(&[table], None, &config)?;
 //! let bits = |expert, block: Block| plan.scheme(0, expert, block).weight.code_bits();
 //! assert_eq!(bits(1, Block::Down), 8);
 //! assert_eq!(bits(1, Block::Gate), bits(1, Block::Up));
-//! assert!(plan.bits <= 4.75);
+//! assert!(plan.bits <= 5.5);
 //! # Ok::<(), moe_quant::Error>(())
 //! ```
 //!
