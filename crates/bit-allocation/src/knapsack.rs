@@ -9,8 +9,8 @@
 //!    dropped, which leaves a small core. Where all steps cost the same, the relaxation is whole and nothing is left to
 //!    do: this is the allocation by sorting.
 //! 4. Dynamic programming over the core: the list of all sums of (cost, loss) that no other sum beats in both, item by
-//!    item, without those whose bound says that they cannot win. A first pass keeps few sums and only looks for a
-//!    better allocation, so that the second, complete pass can drop more.
+//!    item, without those whose bound says that they cannot win. First passes look at few items or keep few sums and only
+//!    look for a better allocation, so that the last, complete pass can drop more.
 
 use crate::Error;
 
@@ -44,8 +44,10 @@ impl Allocation {
 
 /// Partial allocations in all lists of the complete pass, at most.
 const MOST_STATES: usize = 1 << 26;
-/// Partial allocations in a list of the first pass.
+/// Partial allocations in a list of the first passes.
 const FEW_STATES: usize = 1 << 10;
+/// Items whose alternatives are looked at in the first pass.
+const FEW_ITEMS: usize = 64;
 /// Relative size of differences in loss that f64 sums cannot tell from rounding.
 const ROUNDING: f64 = 1e-12;
 
@@ -75,9 +77,43 @@ const ROUNDING: f64 = 1e-12;
 pub fn allocate(items: &[Vec<Choice>], budget: u64) -> Result<Allocation, Error> {
     check(items)?;
     let problem = Problem::new(items, budget)?;
-    let taken = problem.solve()?;
-    let choices = problem.items.iter().zip(taken).map(|(options, at)| options[at].choice).collect();
-    Ok(Allocation::of(items, choices))
+    let taken = problem.solve(None)?;
+    Ok(Allocation::of(items, problem.choices(&taken)))
+}
+
+/// As [`allocate`], for those who know an allocation that fits: the closer it is to the best, the less is left to do.
+pub(crate) fn improve(items: &[Vec<Choice>], budget: u64, known: &[usize]) -> Result<Allocation, Error> {
+    check(items)?;
+    let problem = Problem::new(items, budget)?;
+    let taken = problem.solve(Some(problem.positions(items, known)))?;
+    Ok(Allocation::of(items, problem.choices(&taken)))
+}
+
+/// The linear relaxation, in which fractions of options may be taken.
+pub(crate) struct Relaxation {
+    /// No allocation loses less than this.
+    pub(crate) bound: f64,
+    /// An allocation that fits: the relaxation rounded down and filled up.
+    pub(crate) choices: Vec<usize>,
+    /// The options that the relaxation takes whole.
+    pub(crate) whole: Vec<usize>,
+    /// The item of which the relaxation takes a part of another option, that option and the part.
+    pub(crate) part: Option<(usize, usize, f64)>,
+}
+
+/// Solves the linear relaxation.
+pub(crate) fn relax(items: &[Vec<Choice>], budget: u64) -> Result<Relaxation, Error> {
+    check(items)?;
+    let problem = Problem::new(items, budget)?;
+    let Relaxed { taken, price, whole, part } = problem.relax();
+    let prices = Prices::new(&problem, price);
+    let part = part.map(|(item, to, part)| (item, problem.items[item][to].choice, part));
+    Ok(Relaxation {
+        bound: prices.bound - prices.rounding,
+        choices: problem.choices(&taken),
+        whole: problem.choices(&whole),
+        part,
+    })
 }
 
 fn check(items: &[Vec<Choice>]) -> Result<(), Error> {
@@ -129,20 +165,38 @@ impl Problem {
         Ok(Self { items, room: room / unit })
     }
 
+    /// The options at these positions of the lists.
+    fn choices(&self, taken: &[usize]) -> Vec<usize> {
+        self.items.iter().zip(taken).map(|(item, &at)| item[at].choice).collect()
+    }
+
+    /// Positions of options that cost and lose no more than those of an allocation.
+    fn positions(&self, items: &[Vec<Choice>], choices: &[usize]) -> Vec<usize> {
+        let position = |((list, item), &choice): ((&Vec<Candidate>, &Vec<Choice>), &usize)| {
+            let within = |option: &Candidate| item[option.choice].cost <= item[choice].cost;
+            list.partition_point(within).saturating_sub(1)
+        };
+        self.items.iter().zip(items).zip(choices).map(position).collect()
+    }
+
     /// Positions in the lists of options.
-    fn solve(&self) -> Result<Vec<usize>, Error> {
+    fn solve(&self, known: Option<Vec<usize>>) -> Result<Vec<usize>, Error> {
         let last: Vec<usize> = self.items.iter().map(|item| item.len() - 1).collect();
-        if self.items.iter().zip(&last).map(|(item, &at)| item[at].cost).sum::<u64>() <= self.room {
+        if self.cost(&last) <= self.room {
             return Ok(last);
         }
-        let (mut best, price) = self.relax();
+        let Relaxed { taken: mut best, price, .. } = self.relax();
+        if let Some(known) = known.filter(|known| self.cost(known) <= self.room && self.loss(known) < self.loss(&best))
+        {
+            best = known;
+        }
         let prices = Prices::new(self, price);
         let mut gap = prices.gap(self.loss(&best));
-        for keep in [Some(FEW_STATES), None] {
+        for (open, keep) in [(FEW_ITEMS, FEW_STATES), (usize::MAX, FEW_STATES), (usize::MAX, usize::MAX)] {
             if gap <= prices.rounding {
                 break;
             }
-            if let Some(better) = Core::new(self, &prices, gap).search(keep)?
+            if let Some(better) = Core::new(self, &prices, gap, open).search(keep)?
                 && self.loss(&better) <= self.loss(&best)
             {
                 best = better;
@@ -152,13 +206,17 @@ impl Problem {
         Ok(best)
     }
 
-    /// The solution of the linear relaxation rounded down and filled up, and its price of one unit of cost.
-    fn relax(&self) -> (Vec<usize>, f64) {
+    fn cost(&self, taken: &[usize]) -> u64 {
+        self.items.iter().zip(taken).map(|(item, &at)| item[at].cost).sum()
+    }
+
+    /// The solution of the linear relaxation.
+    fn relax(&self) -> Relaxed {
         let mut steps: Vec<Step> = self.items.iter().enumerate().flat_map(|(item, list)| hull(item, list)).collect();
         steps.sort_by(|a, b| b.rate.total_cmp(&a.rate).then(a.item.cmp(&b.item)).then(a.to.cmp(&b.to)));
         let mut taken = vec![0; self.items.len()];
         let mut stopped = vec![false; self.items.len()];
-        let (mut used, mut price) = (0, None);
+        let (mut used, mut broken) = (0, None);
         for step in steps.iter().filter(|step| step.rate > 0.0) {
             if stopped[step.item] {
                 continue;
@@ -167,16 +225,32 @@ impl Problem {
                 used += step.cost;
                 taken[step.item] = step.to;
             } else {
-                price.get_or_insert(step.rate);
+                let part = as_f64(self.room - used) / as_f64(step.cost);
+                broken.get_or_insert_with(|| (step.rate, taken.clone(), (step.item, step.to, part)));
                 stopped[step.item] = true;
             }
         }
-        (taken, price.unwrap_or(0.0))
+        match broken {
+            Some((price, whole, part)) => Relaxed { taken, price, whole, part: Some(part) },
+            None => Relaxed { whole: taken.clone(), taken, price: 0.0, part: None },
+        }
     }
 
     fn loss(&self, taken: &[usize]) -> f64 {
         self.items.iter().zip(taken).map(|(item, &at)| item[at].loss).sum()
     }
+}
+
+/// The solution of the linear relaxation, in positions of the lists of options.
+struct Relaxed {
+    /// Rounded down and filled up.
+    taken: Vec<usize>,
+    /// Its price of one unit of cost.
+    price: f64,
+    /// What it takes whole.
+    whole: Vec<usize>,
+    /// The item whose next step does not fit, where that step leads, and the part of it that fits.
+    part: Option<(usize, usize, f64)>,
 }
 
 /// The options by rising cost and falling loss.
@@ -277,7 +351,8 @@ struct State {
 }
 
 impl<'a> Core<'a> {
-    fn new(problem: &'a Problem, prices: &'a Prices, gap: f64) -> Self {
+    /// Of the items with alternatives, only the `open` with the closest are left any.
+    fn new(problem: &'a Problem, prices: &'a Prices, gap: f64, open: usize) -> Self {
         let most = gap + prices.rounding;
         let mut items: Vec<_> = prices
             .excess
@@ -291,11 +366,16 @@ impl<'a> Core<'a> {
             excess.get(1).copied().unwrap_or(0.0)
         };
         items.sort_by(|a, b| second(a).total_cmp(&second(b)));
+        for (item, kept) in items.iter_mut().filter(|(_, kept)| kept.len() > 1).skip(open) {
+            let excess = |at: &usize| prices.excess[*item][*at];
+            let first = kept.iter().copied().min_by(|a, b| excess(a).total_cmp(&excess(b)));
+            *kept = first.into_iter().collect();
+        }
         Self { problem, prices, most, items }
     }
 
     /// The best allocation of the core; of lists cut to `keep` states, a good one.
-    fn search(&self, keep: Option<usize>) -> Result<Option<Vec<usize>>, Error> {
+    fn search(&self, keep: usize) -> Result<Option<Vec<usize>>, Error> {
         let (mut least, mut largest) = self.remaining_costs();
         let mut states = vec![State { cost: 0, loss: 0.0, excess: 0.0, parent: 0, position: 0 }];
         let mut trail: Vec<Vec<(u32, u32)>> = Vec::with_capacity(self.items.len());
@@ -305,10 +385,7 @@ impl<'a> Core<'a> {
             least -= costs().min().unwrap_or(0);
             largest -= costs().max().unwrap_or(0);
             states = self.extend(&states, *item, positions, (least, largest));
-            undominated_states(&mut states);
-            if let Some(keep) = keep {
-                keep_most_promising(&mut states, keep);
-            }
+            keep_most_promising(&mut states, keep);
             // A list of one leads nowhere else: it needs no memory to speak of and is not counted.
             kept += if states.len() > 1 { states.len() } else { 0 };
             if kept > MOST_STATES {
@@ -336,42 +413,50 @@ impl<'a> Core<'a> {
         self.items.iter().map(costs).fold((0, 0), |(least, largest), (a, b)| (least + a, largest + b))
     }
 
-    /// Every state with every option of one more item, unless it cannot lead to a better allocation.
+    /// Every state with every option of one more item, by rising cost and falling loss, unless it cannot lead to a better
+    /// allocation.
     fn extend(&self, states: &[State], item: usize, positions: &[usize], remaining: (u64, u64)) -> Vec<State> {
-        let mut next = Vec::with_capacity(states.len() * positions.len());
-        for &at in positions {
-            let option = &self.problem.items[item][at];
+        let extended = positions.iter().map(|&at| {
+            let (option, more) = (&self.problem.items[item][at], self.prices.excess[item][at]);
+            let mut list = Vec::with_capacity(states.len());
             for (parent, state) in states.iter().enumerate() {
                 let cost = state.cost + option.cost;
-                let Some(room) = self.problem.room.checked_sub(cost + remaining.0) else { continue };
-                let excess = state.excess + self.prices.excess[item][at];
+                // The next ones cost more.
+                let Some(room) = self.problem.room.checked_sub(cost + remaining.0) else { break };
+                let excess = state.excess + more;
                 // Room that the remaining items cannot use was paid for in the bound.
                 let unused = (room + remaining.0).saturating_sub(remaining.1);
                 if excess + self.prices.price * as_f64(unused) <= self.most {
                     let (parent, position) = (index(parent), index(at));
-                    next.push(State { cost, loss: state.loss + option.loss, excess, parent, position });
+                    list.push(State { cost, loss: state.loss + option.loss, excess, parent, position });
                 }
             }
-        }
-        next
+            list
+        });
+        extended.reduce(|a, b| merge(&a, &b)).unwrap_or_default()
     }
 }
 
-/// Leaves the states by rising cost and falling loss.
-fn undominated_states(states: &mut Vec<State>) {
-    states.sort_unstable_by(|a, b| {
-        a.cost
-            .cmp(&b.cost)
-            .then(a.loss.total_cmp(&b.loss))
-            .then(a.position.cmp(&b.position))
-            .then(a.parent.cmp(&b.parent))
-    });
+/// Two lists by rising cost and falling loss as one. Of equal states that of the first list is left.
+fn merge(a: &[State], b: &[State]) -> Vec<State> {
+    let mut merged = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     let mut least = f64::INFINITY;
-    states.retain(|state| {
-        let better = state.loss < least;
-        least = least.min(state.loss);
-        better
-    });
+    loop {
+        let next = match (a.peek(), b.peek()) {
+            (Some(left), Some(right)) => {
+                let first = left.cost.cmp(&right.cost).then(left.loss.total_cmp(&right.loss)).is_le();
+                if first { a.next() } else { b.next() }
+            }
+            (Some(_), None) => a.next(),
+            (None, _) => b.next(),
+        };
+        let Some(state) = next else { return merged };
+        if state.loss < least {
+            least = state.loss;
+            merged.push(*state);
+        }
+    }
 }
 
 /// Leaves the `keep` states with the least excess, in their order.

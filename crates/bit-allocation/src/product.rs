@@ -1,5 +1,6 @@
 //! Two objectives: the least `L^r · T^(1−r)` under a budget.
 
+use crate::knapsack::{Relaxation, improve, relax};
 use crate::{Allocation, Choice, Error, allocate};
 
 /// One option of an item that is judged by loss and time.
@@ -35,12 +36,11 @@ const ROUNDING: f64 = 1e-12;
 /// and `T` the sum of times.
 ///
 /// This is the program of MxMoE (arXiv 2505.05799, section 3) for one layer and one set of tiles; the paper hands its
-/// logarithm to a general solver. The product is concave where both factors are positive, so over the convex hull of
-/// all attainable (L, T) it is least at a corner, and every corner minimises `L/a + T/b` for some `a, b`: [`allocate`]
-/// finds it. The hull is walked from its ends, pure loss and pure time: the slope of the chord of two known corners
-/// either shows a new corner below it, or that there is none between them. Between two corners everything lies in the
-/// triangle of their chord and the lines that support them; stretches whose triangle holds no better product than a known
-/// corner's are left out.
+/// logarithm to a general solver. The product is concave where both factors are positive. Every choice of weights
+/// `a, b ≥ 0` gives a line that all attainable pairs lie above, `a·L + b·T ≥ v` with the least such sum `v`, so the
+/// product is nowhere less than at the least corner of the polygon that lines enclose. Lines are added where that
+/// corner is, until it is no better than the best allocation found: first with the `v` of the linear relaxation,
+/// which costs a sort, and where that cuts nothing off, with the true one, for which [`allocate`] does its search.
 ///
 /// With `r = 1` times are not looked at, with `r = 0` losses are not. Of equal products the one with less time, then
 /// less loss, is taken; a loss of zero makes the product zero whatever the time.
@@ -65,16 +65,15 @@ pub fn allocate_product(items: &[Vec<TimedChoice>], budget: u64, r: f64) -> Resu
         return Err(Error::Exponent { exponent: r });
     }
     check(items)?;
-    let mut walk = Walk { items, budget, r, best: None };
+    let mut search = Search { items, budget, r, known: Vec::new(), best: 0 };
     // An exponent of 0 leaves its factor out, so the other one alone decides.
     if r == 1.0 || r == 0.0 {
-        walk.corner(r, 1.0 - r)?;
+        let choices = allocate(&search.weighed((r, 1.0 - r)), budget)?.choices;
+        search.keep(choices);
     } else {
-        let slow = walk.corner(1.0, 0.0)?;
-        let fast = walk.corner(0.0, 1.0)?;
-        walk.between(slow, fast)?;
+        search.run()?;
     }
-    walk.best.ok_or(Error::LossOverflow)
+    search.known.into_iter().nth(search.best).ok_or(Error::LossOverflow)
 }
 
 fn check(items: &[Vec<TimedChoice>]) -> Result<(), Error> {
@@ -95,73 +94,175 @@ fn check(items: &[Vec<TimedChoice>]) -> Result<(), Error> {
     if f64::is_finite(total) { Ok(()) } else { Err(Error::LossOverflow) }
 }
 
-/// A corner and the line that supports the hull there: all attainable pairs have `weights · (L, T)` of at least `value`.
+/// All attainable pairs have `weights · (L, T) ≥ value`.
 #[derive(Clone, Copy)]
-struct Corner {
-    loss: f64,
-    time: f64,
+struct Line {
     weights: (f64, f64),
     value: f64,
+    /// Where the relaxation touches the line of its own that has these weights.
+    relaxed: (f64, f64),
+    /// The allocation on the line, if it is known to be the best for these weights.
+    exact: Option<(f64, f64)>,
 }
 
-struct Walk<'a> {
+impl Line {
+    fn at(&self, (loss, time): (f64, f64)) -> f64 {
+        self.weights.0 * loss + self.weights.1 * time
+    }
+
+    /// Where two lines of different directions cross.
+    fn crossing(&self, other: &Self) -> (f64, f64) {
+        let (a, b) = (self.weights, other.weights);
+        let determinant = a.0 * b.1 - a.1 * b.0;
+        let loss = (self.value * b.1 - other.value * a.1) / determinant;
+        let time = (other.value * a.0 - self.value * b.0) / determinant;
+        (loss.max(0.0), time.max(0.0))
+    }
+
+    /// The crossing with the next line. Where an allocation is known to lie on a line, the crossing lies on its side; lines
+    /// that are nearly parallel cross anywhere else by rounding.
+    fn corner(&self, next: &Self) -> (f64, f64) {
+        let (mut loss, mut time) = self.crossing(next);
+        if let Some(left) = self.exact {
+            (loss, time) = (loss.max(left.0), time.min(left.1));
+        }
+        if let Some(right) = next.exact {
+            (loss, time) = (loss.min(right.0), time.max(right.1));
+        }
+        (loss, time)
+    }
+
+    /// Whether its direction comes before another's, from loss alone to time alone.
+    fn before(&self, other: &Self) -> bool {
+        self.weights.0 * other.weights.1 > self.weights.1 * other.weights.0
+    }
+}
+
+struct Search<'a> {
     items: &'a [Vec<TimedChoice>],
     budget: u64,
     r: f64,
-    best: Option<ProductAllocation>,
+    /// Allocations that fit.
+    known: Vec<ProductAllocation>,
+    /// Index of the best of them.
+    best: usize,
 }
 
-impl Walk<'_> {
-    /// The corner that minimises `loss_weight · L + time_weight · T`.
-    fn corner(&mut self, loss_weight: f64, time_weight: f64) -> Result<Corner, Error> {
-        let choice = |c: &TimedChoice| Choice { cost: c.cost, loss: loss_weight * c.loss + time_weight * c.time };
-        let weighed: Vec<Vec<Choice>> = self.items.iter().map(|item| item.iter().map(choice).collect()).collect();
-        let Allocation { choices, cost, .. } = allocate(&weighed, self.budget)?;
-        let taken = || self.items.iter().zip(&choices).map(|(item, &choice)| item[choice]);
-        let (loss, time) = (taken().map(|c| c.loss).sum(), taken().map(|c| c.time).sum());
+impl Search<'_> {
+    fn run(&mut self) -> Result<(), Error> {
+        let mut lines = vec![self.relaxed((1.0, 0.0))?, self.relaxed((0.0, 1.0))?];
+        while let Some(at) = self.open(&lines) {
+            let (left, right) = (lines[at], lines[at + 1]);
+            if let (Some(a), Some(b)) = (left.exact, right.exact) {
+                let line = chord(a, b).map(|weights| self.exact(weights)).transpose()?;
+                match line.filter(|line| line.at(left.crossing(&right)) < line.value) {
+                    Some(line) => insert(&mut lines, line),
+                    // The least corner is an allocation, but for rounding.
+                    None => return Ok(()),
+                }
+                continue;
+            }
+            if let Some(weights) = chord(left.relaxed, right.relaxed) {
+                let line = self.relaxed(weights)?;
+                if line.value - line.at(left.crossing(&right)) > ROUNDING * line.value {
+                    insert(&mut lines, line);
+                    continue;
+                }
+            }
+            let upgraded = if left.exact.is_none() { left } else { right };
+            insert(&mut lines, self.exact(upgraded.weights)?);
+        }
+        Ok(())
+    }
+
+    /// The first of the two lines that cross where the product is least, unless it is no less than the best one known.
+    fn open(&self, lines: &[Line]) -> Option<usize> {
+        let bound = |pair: &[Line]| {
+            let (loss, time) = pair[0].corner(&pair[1]);
+            self.product(loss, time)
+        };
+        let least = lines.windows(2).map(bound).enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+        let best = self.known.get(self.best).map_or(f64::INFINITY, |best| best.objective);
+        least.filter(|(_, bound)| *bound < best * (1.0 - ROUNDING)).map(|(at, _)| at)
+    }
+
+    fn weighed(&self, weights: (f64, f64)) -> Vec<Vec<Choice>> {
+        let choice = |c: &TimedChoice| Choice { cost: c.cost, loss: weights.0 * c.loss + weights.1 * c.time };
+        self.items.iter().map(|item| item.iter().map(choice).collect()).collect()
+    }
+
+    /// The line of the linear relaxation.
+    fn relaxed(&mut self, weights: (f64, f64)) -> Result<Line, Error> {
+        let Relaxation { bound, choices, whole, part } = relax(&self.weighed(weights), self.budget)?;
+        self.keep(choices);
+        let (mut loss, mut time) = self.sums(&whole);
+        if let Some((item, to, part)) = part {
+            let (from, to) = (self.items[item][whole[item]], self.items[item][to]);
+            loss += part * (to.loss - from.loss);
+            time += part * (to.time - from.time);
+        }
+        Ok(Line { weights, value: bound.max(0.0), relaxed: (loss, time), exact: None })
+    }
+
+    /// The line of the best allocation.
+    fn exact(&mut self, weights: (f64, f64)) -> Result<Line, Error> {
+        let line = self.relaxed(weights)?;
+        let value = |known: &&ProductAllocation| line.at((known.loss, known.time));
+        let known = self.known.iter().min_by(|a, b| value(a).total_cmp(&value(b)));
+        let known = known.map_or_else(Vec::new, |known| known.choices.clone());
+        let Allocation { choices, .. } = improve(&self.weighed(weights), self.budget, &known)?;
+        let sums = self.sums(&choices);
+        self.keep(choices);
+        Ok(Line { value: line.at(sums), exact: Some(sums), ..line })
+    }
+
+    fn sums(&self, choices: &[usize]) -> (f64, f64) {
+        let taken = || self.items.iter().zip(choices).map(|(item, &choice)| item[choice]);
+        (taken().map(|c| c.loss).sum(), taken().map(|c| c.time).sum())
+    }
+
+    /// Remembers an allocation that fits.
+    fn keep(&mut self, choices: Vec<usize>) {
+        let cost = self.items.iter().zip(&choices).map(|(item, &choice)| item[choice].cost).sum();
+        let (loss, time) = self.sums(&choices);
         let found = ProductAllocation { objective: self.product(loss, time), choices, cost, loss, time };
         let rank = |a: &ProductAllocation| [a.objective, a.time, a.loss];
-        if self.best.as_ref().is_none_or(|best| rank(&found) < rank(best)) {
-            self.best = Some(found);
+        if self.known.get(self.best).is_some_and(|best| rank(&found) < rank(best)) {
+            self.best = self.known.len();
         }
-        let value = loss_weight * loss + time_weight * time;
-        Ok(Corner { loss, time, weights: (loss_weight, time_weight), value })
+        self.known.push(found);
     }
 
     fn product(&self, loss: f64, time: f64) -> f64 {
         loss.powf(self.r) * time.powf(1.0 - self.r)
     }
+}
 
-    /// Visits the corners between two, of which `left` loses less and `right` is faster.
-    fn between(&mut self, left: Corner, right: Corner) -> Result<(), Error> {
-        let (width, height) = (right.loss - left.loss, left.time - right.time);
-        if !(width > 0.0 && height > 0.0) || self.hopeless(left, right) {
-            return Ok(());
-        }
-        let value = |corner: Corner| corner.loss / width + corner.time / height;
-        let chord = value(left).min(value(right));
-        let middle = self.corner(1.0 / width, 1.0 / height)?;
-        if middle.value < chord - ROUNDING * chord {
-            self.between(left, middle)?;
-            self.between(middle, right)?;
-        }
-        Ok(())
-    }
+/// Weights of which both points have the same sum; none if the second does not lose more and take less time.
+fn chord(left: (f64, f64), right: (f64, f64)) -> Option<(f64, f64)> {
+    let (width, height) = (right.0 - left.0, left.1 - right.1);
+    let apart = width > ROUNDING * right.0 && height > ROUNDING * left.1;
+    apart.then(|| (1.0 / width, 1.0 / height))
+}
 
-    /// Whether no pair between two corners can beat the best one known.
-    ///
-    /// All of them lie in the triangle of the corners and the point where their lines cross, and a concave product is least
-    /// at one of its three points.
-    fn hopeless(&self, left: Corner, right: Corner) -> bool {
-        let (a, b) = (left.weights, right.weights);
-        let determinant = a.0 * b.1 - a.1 * b.0;
-        let crossing = if determinant > 0.0 {
-            ((left.value * b.1 - right.value * a.1) / determinant, (right.value * a.0 - left.value * b.0) / determinant)
-        } else {
-            (left.loss, right.time)
-        };
-        // Lines that are nearly parallel cross anywhere; the corners' box bounds what rounding may do.
-        let (loss, time) = (crossing.0.clamp(left.loss, right.loss), crossing.1.clamp(right.time, left.time));
-        self.best.as_ref().is_some_and(|best| self.product(loss, time) >= best.objective * (1.0 - ROUNDING))
+/// Adds a line in the order of directions, in the place of one with the same weights, and drops those that enclose nothing.
+fn insert(lines: &mut Vec<Line>, line: Line) {
+    let at = lines.partition_point(|other| other.before(&line));
+    match lines.get_mut(at) {
+        Some(same) if !line.before(same) => *same = line,
+        _ => lines.insert(at, line),
     }
+    let mut kept: Vec<Line> = Vec::with_capacity(lines.len());
+    for line in lines.drain(..) {
+        // A line is of no use if its neighbours already cross above it.
+        while let [.., before, middle] = kept[..] {
+            let crossing = before.crossing(&line);
+            if middle.at(crossing) < middle.value {
+                break;
+            }
+            kept.pop();
+        }
+        kept.push(line);
+    }
+    *lines = kept;
 }

@@ -285,13 +285,13 @@ fn a_model_of_28_layers_with_64_experts_takes_seconds() {
     let mut times = full.schemes().to_vec();
     times.iter_mut().skip(1).for_each(|entry| entry.tiles.truncate(1));
     let profile = Profile::new(full.device().clone(), times).unwrap();
-    for r in [0.75, 1.0] {
+    for (scope, r) in [(Scope::Layer, 0.75), (Scope::Layer, 1.0), (Scope::Model, 0.5), (Scope::Model, 0.75)] {
         let started = std::time::Instant::now();
-        let config = AllocateConfig { r, ..AllocateConfig::new(Budget::Bits(3.25)) };
+        let config = AllocateConfig { r, scope, ..AllocateConfig::new(Budget::Bits(3.25)) };
         let plan = allocate(&tables, Some(&profile), &config).unwrap();
         let seconds = started.elapsed().as_secs_f64();
-        println!("r = {r}: {:.4} bits, {seconds:.2} s", plan.bits);
-        assert!(plan.bits <= 3.25 && plan.bits > 3.2, "{}", plan.bits);
+        println!("{scope:?}, r = {r}: {:.4} bits, {seconds:.2} s", plan.bits);
+        assert!(plan.bits <= 3.25, "{}", plan.bits);
         assert!(seconds < 60.0, "{seconds} s");
     }
 }
