@@ -18,8 +18,10 @@ pub enum Activations {
     Int8Group,
 }
 
-/// Rows of inputs worked on at a time.
-const MOST_ROWS: usize = 1024;
+/// Bytes of inputs that are worked on at a time, at most: they stay in the second-level cache.
+const MOST_INPUTS: usize = 768 << 10;
+/// But at least so many rows.
+const LEAST_ROWS: usize = 96;
 /// Products of two numbers below which one thread is faster.
 const LEAST_WORK: usize = 1 << 19;
 
@@ -120,36 +122,30 @@ impl PreparedLinear {
 
     fn many_rows(&self, products: &dyn Products, x: &[f32], y: &mut [f32]) -> Result<(), Error> {
         let rows = x.len() / self.tiles.columns;
-        // 32 sums of each row for each pair of panels, so that threads write to memory of their own.
-        let mut sums = vec![0.0_f32; self.tiles.panels() * ROWS * rows];
-        let pairs: Vec<_> = sums.chunks_mut((PAIR * rows).max(1)).enumerate().collect();
+        // The outputs of each pair of panels, so that threads write to memory of their own.
+        let pairs = self.tiles.rows.div_ceil(PAIR);
+        let mut outputs: Vec<Vec<&mut [f32]>> = (0..pairs).map(|_| Vec::with_capacity(rows)).collect();
+        for y in y.chunks_exact_mut(self.tiles.rows) {
+            outputs.iter_mut().zip(y.chunks_mut(PAIR)).for_each(|(outputs, y)| outputs.push(y));
+        }
+        let pairs: Vec<_> = outputs.into_iter().enumerate().collect();
         let work = PAIR * self.tiles.columns * rows;
-        let mut row_steps = Vec::new();
         match self.activations {
             Activations::Float => {
                 let x = FloatInputs::new(&self.tiles, x, products);
-                parallel::for_each_above(LEAST_WORK, pairs, work, |(pair, sums): (usize, &mut [f32])| {
-                    SCRATCH.with_borrow_mut(|scratch| products.float_matrix(&self.tiles, &x, pair, scratch, sums));
+                parallel::for_each_above(LEAST_WORK, pairs, work, |(pair, mut y)| {
+                    SCRATCH.with_borrow_mut(|scratch| products.float_matrix(&self.tiles, &x, pair, scratch, &mut y));
                     Ok(())
-                })?;
+                })
             }
             activations => {
                 let x = IntInputs::new(&self.tiles, x, activations == Activations::Int8Row, products);
-                parallel::for_each_above(LEAST_WORK, pairs, work, |(pair, sums): (usize, &mut [f32])| {
-                    SCRATCH.with_borrow_mut(|scratch| products.int_matrix(&self.tiles, &x, pair, scratch, sums));
+                parallel::for_each_above(LEAST_WORK, pairs, work, |(pair, mut y)| {
+                    SCRATCH.with_borrow_mut(|scratch| products.int_matrix(&self.tiles, &x, pair, scratch, &mut y));
                     Ok(())
-                })?;
-                row_steps = x.row_steps;
+                })
             }
         }
-        for (row, y) in y.chunks_exact_mut(self.tiles.rows).enumerate() {
-            let step = row_steps.get(row).copied().unwrap_or(1.0);
-            for (pair, y) in y.chunks_mut(PAIR).enumerate() {
-                let sums = &sums[(pair * rows + row) * PAIR..][..y.len()];
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * step);
-            }
-        }
-        Ok(())
     }
 }
 
@@ -169,7 +165,8 @@ impl Linear for PreparedLinear {
         if rows == 1 {
             return self.one_row(products, x, y);
         }
-        for (x, y) in x.chunks(MOST_ROWS * columns).zip(y.chunks_mut(MOST_ROWS * outputs)) {
+        let rows = (MOST_INPUTS / columns).max(LEAST_ROWS) / 12 * 12;
+        for (x, y) in x.chunks(rows * columns).zip(y.chunks_mut(rows * outputs)) {
             self.many_rows(products, x, y)?;
         }
         Ok(())

@@ -131,8 +131,12 @@ impl Lanes for Avx2 {
             let second = small_floats_half(_mm256_load_si256(line.0[32..].as_ptr().cast()), wide);
             [first[0], first[1], second[0], second[1]]
         };
-        fn prefetch(from: &[u8], ahead: usize) =
-            _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(ahead));
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &[T], ahead: usize) {
+        // SAFETY: a prefetch reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(ahead)) }
     }
 
     #[inline(always)]

@@ -92,8 +92,12 @@ impl Lanes for Vnni {
                 _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(odd)),
             ]
         };
-        fn prefetch(from: &[u8], ahead: usize) =
-            _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(ahead));
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &[T], ahead: usize) {
+        // SAFETY: a prefetch reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(ahead)) }
     }
 
     #[inline(always)]

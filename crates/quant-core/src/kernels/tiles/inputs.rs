@@ -4,7 +4,7 @@
 //! side. Columns are padded with zeros where those of the weight are.
 
 use super::Products;
-use super::pack::{Chunk, Tiles};
+use super::pack::Tiles;
 
 /// Rows of inputs that go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,20 +38,14 @@ pub(crate) struct FloatInputs {
 impl FloatInputs {
     pub(crate) fn new(tiles: &Tiles, x: &[f32], products: &dyn Products) -> Self {
         let rows = x.len() / tiles.columns;
-        let batches = batches(rows, products.batch_sizes().0);
+        let batches = batches(rows, products.batch_sizes());
         let mut values = vec![0.0; rows * tiles.padded()];
         for batch in &batches {
             let out = &mut values[batch.first * tiles.padded()..][..batch.rows * tiles.padded()];
-            for (n, x) in x[batch.first * tiles.columns..].chunks_exact(tiles.columns).take(batch.rows).enumerate() {
-                for chunk in &tiles.chunks {
-                    let x = &x[chunk.first..][..chunk.columns];
-                    let out = &mut out[chunk.at * batch.rows..][..chunk.padded * batch.rows];
-                    if batch.rows == 1 {
-                        out[..chunk.columns].copy_from_slice(x);
-                    } else {
-                        out.iter_mut().skip(n).step_by(batch.rows).zip(x).for_each(|(out, x)| *out = *x);
-                    }
-                }
+            let x = &x[batch.first * tiles.columns..][..batch.rows * tiles.columns];
+            for chunk in &tiles.chunks {
+                let out = &mut out[chunk.at * batch.rows..][..chunk.columns * batch.rows];
+                interleave(x, tiles.columns, chunk.first, batch.rows, out);
             }
         }
         let sums = match rows {
@@ -80,6 +74,8 @@ pub(crate) struct IntInputs {
     pub(crate) steps: Vec<f32>,
     /// For each batch and chunk, the sum of the integers of each row.
     pub(crate) sums: Vec<i32>,
+    /// For each batch and chunk, what these sums and the offset of the weights' bytes add up to, with the other sign.
+    pub(crate) starts: Vec<i32>,
     /// What all sums of a row are to be multiplied by.
     pub(crate) row_steps: Vec<f32>,
     /// Whether all steps are in `row_steps`.
@@ -91,46 +87,38 @@ impl IntInputs {
     /// is 1.
     pub(crate) fn new(tiles: &Tiles, x: &[f32], per_row: bool, products: &dyn Products) -> Self {
         let rows = x.len() / tiles.columns;
-        let batches = batches(rows, products.batch_sizes().1);
+        let batches = batches(rows, products.batch_sizes());
         let (quads, chunks) = (tiles.padded() / 4, tiles.chunks.len());
-        let mut words = vec![0; rows * quads];
+        let mut words = vec![[0_i8; 4]; rows * quads];
         let (mut steps, mut sums) = (vec![1.0; rows * chunks], vec![0; rows * chunks]);
         let mut row_steps = vec![1.0; rows];
-        let mut q = vec![0_i8; tiles.padded()];
-        for batch in &batches {
-            let count = batch.rows;
-            let words = &mut words[batch.first * quads..][..count * quads];
-            let (steps, sums) = (&mut steps[batch.first * chunks..], &mut sums[batch.first * chunks..]);
-            for n in 0..count {
-                let x = &x[(batch.first + n) * tiles.columns..][..tiles.columns];
-                let step_of = |x: &[f32]| match products.amax(x) / 127.0 {
-                    0.0 => 1.0,
-                    step => step,
-                };
-                if per_row {
-                    row_steps[batch.first + n] = step_of(x);
-                }
-                for (i, chunk) in tiles.chunks.iter().enumerate() {
-                    let x = &x[chunk.first..][..chunk.columns];
-                    let step = if per_row { row_steps[batch.first + n] } else { step_of(x) };
-                    if !per_row {
-                        steps[i * count + n] = step;
-                    }
-                    let q = &mut q[chunk.at..][..chunk.padded];
-                    products.round(x, step, &mut q[..chunk.columns]);
-                    sums[i * count + n] = q.iter().map(|q| i32::from(*q)).sum();
-                    put_words(chunk, q, &mut words[chunk.at / 4 * count + n..], count);
-                }
+        // One batch, row by row.
+        let most = batches.first().map_or(0, |batch| batch.rows);
+        let mut q = vec![0_i8; most * tiles.padded()];
+        let (mut q_steps, mut q_sums) = (vec![1.0; most * chunks], vec![0; most * chunks]);
+        for &Batch { first, rows } in &batches {
+            let x = x[first * tiles.columns..].chunks_exact(tiles.columns);
+            let of_chunks = q_steps.chunks_exact_mut(chunks).zip(q_sums.chunks_exact_mut(chunks));
+            let outs = q.chunks_exact_mut(tiles.padded()).zip(of_chunks);
+            for ((x, (q, (steps, sums))), row_step) in x.zip(outs).zip(&mut row_steps[first..][..rows]) {
+                *row_step = products.quantize(&tiles.chunks, x, per_row, q, steps, sums);
             }
+            interleave(q.as_chunks::<4>().0, quads, 0, rows, words[first * quads..][..rows * quads].as_mut());
+            interleave(&q_steps, chunks, 0, rows, &mut steps[first * chunks..][..rows * chunks]);
+            interleave(&q_sums, chunks, 0, rows, &mut sums[first * chunks..][..rows * chunks]);
         }
-        Self { batches, words, steps, sums, row_steps, per_row }
+        let offset = tiles.integers.map_or(0, |integers| integers.offset);
+        let starts = sums.iter().map(|sum| -offset * sum).collect();
+        let words = words.into_iter().map(|word: [i8; 4]| i32::from_le_bytes(word.map(i8::cast_unsigned))).collect();
+        Self { batches, words, steps, sums, starts, row_steps, per_row }
     }
 }
 
-fn put_words(chunk: &Chunk, q: &[i8], words: &mut [i32], stride: usize) {
-    let quads = q.as_chunks::<4>().0;
-    debug_assert_eq!(quads.len() * 4, chunk.padded, "chunks are filled up to whole fours");
-    for (word, quad) in words.iter_mut().step_by(stride).zip(quads) {
-        *word = i32::from_le_bytes(quad.map(i8::cast_unsigned));
+/// Puts parts of `count` rows of `length` items side by side: the first items of all, then the second ones and so on.
+fn interleave<T: Copy>(rows: &[T], length: usize, first: usize, count: usize, out: &mut [T]) {
+    for (i, out) in out.chunks_exact_mut(count).enumerate() {
+        for (row, out) in rows.chunks_exact(length).zip(out) {
+            *out = row[first + i];
+        }
     }
 }

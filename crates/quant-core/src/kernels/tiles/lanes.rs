@@ -62,7 +62,7 @@ pub(super) trait Lanes: Copy {
 
     /// Asks for what lies so many bytes ahead.
     #[inline(always)]
-    fn prefetch(self, from: &[u8], ahead: usize) {
+    fn prefetch<T>(self, from: &[T], ahead: usize) {
         let _ = (from, ahead);
     }
 }

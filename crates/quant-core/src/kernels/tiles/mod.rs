@@ -23,6 +23,7 @@ pub(crate) use pack::Tiles;
 pub(crate) use products::decode_all as decode;
 
 use super::Isa;
+use pack::Chunk;
 use std::ops::Range;
 
 /// Output rows of a panel: the lanes of a line.
@@ -44,6 +45,8 @@ pub(crate) struct Scratch {
     bytes: Vec<Line>,
     /// For both panels of each chunk the scales, then what each adds to a product a unit of the inputs' sum.
     params: Vec<[f32; ROWS]>,
+    /// 32 sums for each row of inputs.
+    sums: Vec<f32>,
 }
 
 /// The products in the instructions of one instruction set, as a table of functions.
@@ -51,40 +54,51 @@ pub(crate) trait Products: Sync {
     /// One row of inputs: 16 sums for each panel.
     fn float_vector(&self, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]);
 
-    /// Many rows of inputs and a pair of panels; `sums` has 32 for each row of inputs and is cleared before.
-    fn float_matrix(&self, tiles: &Tiles, x: &FloatInputs, pair: usize, scratch: &mut Scratch, sums: &mut [f32]);
+    /// Many rows of inputs and a pair of panels; for each row its outputs of the pair are written.
+    fn float_matrix(
+        &self,
+        tiles: &Tiles,
+        x: &FloatInputs,
+        pair: usize,
+        scratch: &mut Scratch,
+        outputs: &mut [&mut [f32]],
+    );
 
     /// One row of 8-bit inputs.
     fn int_vector(&self, tiles: &Tiles, x: &IntInputs, panels: Range<usize>, out: &mut [f32]);
 
     /// Many rows of 8-bit inputs.
-    fn int_matrix(&self, tiles: &Tiles, x: &IntInputs, pair: usize, scratch: &mut Scratch, sums: &mut [f32]);
+    fn int_matrix(&self, tiles: &Tiles, x: &IntInputs, pair: usize, scratch: &mut Scratch, outputs: &mut [&mut [f32]]);
 
-    /// How many rows of f32 and of 8-bit inputs go together, the most first.
-    fn batch_sizes(&self) -> (&'static [usize], &'static [usize]);
+    /// How many rows of inputs go together, the most first.
+    fn batch_sizes(&self) -> &'static [usize];
 
-    /// Rounds a piece of a row to integers: `q[i] = rne(x[i]/step)`.
-    fn round(&self, x: &[f32], step: f32, q: &mut [i8]);
-
-    /// The largest magnitude, infinite or NaN when a value is.
-    fn amax(&self, x: &[f32]) -> f32;
+    /// Rounds a row to integers, see [`products::quantize`].
+    fn quantize(
+        &self,
+        chunks: &[Chunk],
+        x: &[f32],
+        per_row: bool,
+        q: &mut [i8],
+        steps: &mut [f32],
+        sums: &mut [i32],
+    ) -> f32;
 }
 
 /// Implements [`Products`] for lanes, compiled for the features that a value of them proves.
 macro_rules! products_for {
     ($lanes:ty $(, $features:literal)?) => {
         impl Products for $lanes {
-            fn batch_sizes(&self) -> (&'static [usize], &'static [usize]) {
-                if <$lanes as lanes::Lanes>::WIDE { (&[12, 8, 4, 2, 1], &[6, 4, 2, 1]) } else { (&[2, 1], &[2, 1]) }
+            fn batch_sizes(&self) -> &'static [usize] {
+                if <$lanes as lanes::Lanes>::WIDE { &[12, 8, 4, 2, 1] } else { &[2, 1] }
             }
 
             products_for! { @each $lanes; ($($features)?);
                 float_vector(tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]);
-                float_matrix(tiles: &Tiles, x: &FloatInputs, pair: usize, scratch: &mut Scratch, sums: &mut [f32]);
+                float_matrix(tiles: &Tiles, x: &FloatInputs, pair: usize, scratch: &mut Scratch, outputs: &mut [&mut [f32]]);
                 int_vector(tiles: &Tiles, x: &IntInputs, panels: Range<usize>, out: &mut [f32]);
-                int_matrix(tiles: &Tiles, x: &IntInputs, pair: usize, scratch: &mut Scratch, sums: &mut [f32]);
-                round(x: &[f32], step: f32, q: &mut [i8]);
-                amax(x: &[f32]) -> f32;
+                int_matrix(tiles: &Tiles, x: &IntInputs, pair: usize, scratch: &mut Scratch, outputs: &mut [&mut [f32]]);
+                quantize(chunks: &[Chunk], x: &[f32], per_row: bool, q: &mut [i8], steps: &mut [f32], sums: &mut [i32]) -> f32;
             }
         }
     };

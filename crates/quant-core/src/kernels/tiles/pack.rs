@@ -39,7 +39,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Columns that are stored together.
-    fn columns(self) -> usize {
+    pub(super) fn columns(self) -> usize {
         match self {
             Self::Two => 16,
             Self::Three => 32,
@@ -49,7 +49,7 @@ impl Kind {
     }
 
     /// Lines of a unit.
-    fn lines(self) -> usize {
+    pub(super) fn lines(self) -> usize {
         if self == Self::Three { 3 } else { 1 }
     }
 
@@ -273,11 +273,6 @@ impl Tiles {
         if self.kind == Kind::Byte { u8::MAX } else { SHORT_TOP }
     }
 
-    /// Number of panels, an even one.
-    pub(crate) fn panels(&self) -> usize {
-        self.rows.div_ceil(PAIR) * 2
-    }
-
     /// Padded columns of a row.
     pub(crate) fn padded(&self) -> usize {
         self.chunks.last().map_or(0, |chunk| chunk.at + chunk.padded)
@@ -287,6 +282,13 @@ impl Tiles {
     #[inline(always)]
     pub(super) fn lines(&self, panel: usize, at: usize) -> &[Line] {
         &self.codes[panel * self.panel_lines..][..self.panel_lines][at / self.kind.columns() * self.kind.lines()..]
+    }
+
+    /// What products of many rows need after the columns of a panel before `at`; empty when that is all.
+    pub(super) fn after(&self, panel: usize, at: usize) -> &[u8] {
+        let (panel, at) = if at < self.padded() { (panel, at) } else { (panel + PAIR / ROWS, 0) };
+        let line = panel * self.panel_lines + at / self.kind.columns() * self.kind.lines();
+        self.codes.get(line).map_or(&[], |line| &line.0)
     }
 
     /// The stored scales of a group in a panel.

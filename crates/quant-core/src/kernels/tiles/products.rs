@@ -6,7 +6,7 @@
 //! Every sum is formed in an order that depends on the weight's shape alone: neither threads nor other rows of inputs
 //! change a bit of it.
 
-use super::inputs::{Batch, FloatInputs, IntInputs};
+use super::inputs::{FloatInputs, IntInputs};
 use super::lanes::{Lanes, Plain};
 use super::pack::{Chunk, Codec, Integers, Kind, Tiles, Zeros};
 use super::{Line, PAIR, ROWS, Scratch};
@@ -374,8 +374,11 @@ pub(super) fn float_matrix<L: Lanes>(
     x: &FloatInputs,
     pair: usize,
     scratch: &mut Scratch,
-    sums: &mut [f32],
+    outputs: &mut [&mut [f32]],
 ) {
+    let mut sums = std::mem::take(&mut scratch.sums);
+    sums.clear();
+    sums.resize(PAIR * outputs.len(), 0.0);
     for block in blocks(&tiles.chunks, FLOAT_COLUMNS) {
         let columns = columns_of(block);
         // What was there before is overwritten.
@@ -386,7 +389,11 @@ pub(super) fn float_matrix<L: Lanes>(
         for batch in &x.batches {
             let at = batch.first * tiles.padded() + columns.start * batch.rows;
             let x = &x.values[at..][..columns.len() * batch.rows];
-            let sums = &mut sums[PAIR * batch.first..][..PAIR * batch.rows];
+            let (sums, outputs) = (&mut sums[PAIR * batch.first..], &mut outputs[batch.first..][..batch.rows]);
+            let last = columns.end == tiles.padded();
+            if last {
+                expect(l, outputs);
+            }
             match batch.rows {
                 12 if L::WIDE => multiply::<L, 12>(l, &scratch.floats, x, sums),
                 8 if L::WIDE => multiply::<L, 8>(l, &scratch.floats, x, sums),
@@ -394,7 +401,19 @@ pub(super) fn float_matrix<L: Lanes>(
                 2 => multiply::<L, 2>(l, &scratch.floats, x, sums),
                 _ => multiply::<L, 1>(l, &scratch.floats, x, sums),
             }
+            if last {
+                outputs.iter_mut().zip(sums.chunks(PAIR)).for_each(|(y, sums)| y.copy_from_slice(&sums[..y.len()]));
+            }
         }
+    }
+    scratch.sums = sums;
+}
+
+/// Asks for the outputs that will soon be written.
+#[inline(always)]
+fn expect<L: Lanes>(l: L, outputs: &[&mut [f32]]) {
+    for y in outputs {
+        y.chunks(16).for_each(|line| l.prefetch(line, 0));
     }
 }
 
@@ -490,11 +509,14 @@ pub(super) fn int_matrix<L: Lanes>(
     x: &IntInputs,
     pair: usize,
     scratch: &mut Scratch,
-    sums: &mut [f32],
+    outputs: &mut [&mut [f32]],
 ) {
     let Some(integers) = tiles.integers else { return };
     let chunks_of_all = tiles.chunks.len();
     let mut first_chunk = 0;
+    let mut sums = std::mem::take(&mut scratch.sums);
+    sums.clear();
+    sums.resize(PAIR * outputs.len(), 0.0);
     for block in blocks(&tiles.chunks, BYTE_COLUMNS) {
         let columns = columns_of(block);
         scratch.bytes.resize(columns.len() / 2, Line([0; 64]));
@@ -516,14 +538,33 @@ pub(super) fn int_matrix<L: Lanes>(
                 words: &x.words[words..][..columns.len() / 4 * batch.rows],
                 steps: &x.steps[of_chunks..][..block.len() * batch.rows],
                 sums: &x.sums[of_chunks..][..block.len() * batch.rows],
+                starts: &x.starts[of_chunks..][..block.len() * batch.rows],
                 per_row: x.per_row,
-                offset: integers.offset,
                 lifted: tiles.zeros != Zeros::None && !zeros_in_bytes(tiles),
+                next: [tiles.after(2 * pair, columns.end), tiles.after(2 * pair + 1, columns.end)],
+                bytes_of_quad: if batch.first == 0 { 256 * tiles.kind.lines() / tiles.kind.columns() } else { 0 },
             };
-            multiply_batch(l, block, scratch, inputs, batch, sums);
+            let (sums, outputs) = (&mut sums[PAIR * batch.first..], &mut outputs[batch.first..][..batch.rows]);
+            let last = columns.end == tiles.padded();
+            if last {
+                expect(l, outputs);
+            }
+            match batch.rows {
+                12 if L::WIDE => multiply_bytes::<L, 12>(l, block, scratch, inputs, sums),
+                8 if L::WIDE => multiply_bytes::<L, 8>(l, block, scratch, inputs, sums),
+                4 if L::WIDE => multiply_bytes::<L, 4>(l, block, scratch, inputs, sums),
+                2 => multiply_bytes::<L, 2>(l, block, scratch, inputs, sums),
+                _ => multiply_bytes::<L, 1>(l, block, scratch, inputs, sums),
+            }
+            if last {
+                for ((y, sums), step) in outputs.iter_mut().zip(sums.chunks(PAIR)).zip(&x.row_steps[batch.first..]) {
+                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * step);
+                }
+            }
         }
         first_chunk += block.len();
     }
+    scratch.sums = sums;
 }
 
 /// Integers of one batch and block.
@@ -532,32 +573,20 @@ struct ByteInputs<'a> {
     words: &'a [i32],
     steps: &'a [f32],
     sums: &'a [i32],
+    /// What makes up for the offset of the weights' bytes.
+    starts: &'a [i32],
     per_row: bool,
-    /// What the bytes of weights have too much.
-    offset: i32,
     /// Whether the sums of inputs count by themselves.
     lifted: bool,
-}
-
-#[inline(always)]
-fn multiply_batch<L: Lanes>(
-    l: L,
-    block: &[Chunk],
-    scratch: &Scratch,
-    inputs: ByteInputs<'_>,
-    batch: &Batch,
-    sums: &mut [f32],
-) {
-    let sums = &mut sums[PAIR * batch.first..][..PAIR * batch.rows];
-    match batch.rows {
-        6 if L::WIDE => multiply_bytes::<L, 6>(l, block, scratch, inputs, sums),
-        4 if L::WIDE => multiply_bytes::<L, 4>(l, block, scratch, inputs, sums),
-        2 => multiply_bytes::<L, 2>(l, block, scratch, inputs, sums),
-        _ => multiply_bytes::<L, 1>(l, block, scratch, inputs, sums),
-    }
+    /// The lines of both panels that are needed next, and how many bytes of them to ask for with four columns.
+    next: [&'a [u8]; 2],
+    bytes_of_quad: usize,
 }
 
 /// Adds the products of 32 rows of weights and `N` rows of inputs.
+///
+/// The integer sums of a chunk fill the registers; what they are added to waits in the first-level cache. What the next
+/// block needs is asked for meanwhile, evenly.
 #[inline(always)]
 fn multiply_bytes<L: Lanes, const N: usize>(
     l: L,
@@ -566,54 +595,54 @@ fn multiply_bytes<L: Lanes, const N: usize>(
     inputs: ByteInputs<'_>,
     sums: &mut [f32],
 ) {
-    let mut total = [[l.splat(0.0); 2]; N];
-    let places = sums.as_chunks_mut::<ROWS>().0.as_chunks_mut::<2>().0;
-    for (total, place) in total.iter_mut().zip(&*places) {
-        *total = [l.load(&place[0]), l.load(&place[1])];
-    }
+    let Some(places) = sums.as_chunks_mut::<ROWS>().0.as_chunks_mut::<2>().0.first_chunk_mut::<N>() else { return };
     let mut weights = scratch.bytes.as_chunks::<2>().0;
     let mut words = inputs.words.as_chunks::<N>().0;
-    let of_chunks = inputs.steps.as_chunks::<N>().0.iter().zip(inputs.sums.as_chunks::<N>().0);
-    for ((chunk, params), (steps, chunk_sums)) in block.iter().zip(scratch.params.as_chunks::<4>().0).zip(of_chunks) {
+    let of_rows = inputs.starts.as_chunks::<N>().0.iter().zip(inputs.steps.as_chunks::<N>().0);
+    let of_rows = of_rows.zip(inputs.sums.as_chunks::<N>().0);
+    let mut asked = 0;
+    for ((chunk, params), ((starts, steps), chunk_sums)) in
+        block.iter().zip(scratch.params.as_chunks::<4>().0).zip(of_rows)
+    {
         let (w_chunk, w_rest) = weights.split_at(chunk.padded / 4);
         let (x_chunk, x_rest) = words.split_at(chunk.padded / 4);
         (weights, words) = (w_rest, x_rest);
         let mut whole = [[l.int(0); 2]; N];
-        for (whole, sum) in whole.iter_mut().zip(chunk_sums) {
-            *whole = [l.int(-inputs.offset * sum); 2];
-        }
+        unrolled!(N, ROW => { whole[ROW] = [l.int(starts[ROW]); 2]; });
         for (w, x) in w_chunk.iter().zip(x_chunk) {
+            l.prefetch(inputs.next[0], asked);
+            l.prefetch(inputs.next[1], asked);
+            asked += inputs.bytes_of_quad;
             let w = [l.line(&w[0]), l.line(&w[1])];
-            for n in 0..N {
-                whole[n][0] = l.dot(whole[n][0], w[0], x[n]);
-                whole[n][1] = l.dot(whole[n][1], w[1], x[n]);
-            }
+            unrolled!(N, ROW => {
+                whole[ROW][0] = l.dot(whole[ROW][0], w[0], x[ROW]);
+                whole[ROW][1] = l.dot(whole[ROW][1], w[1], x[ROW]);
+            });
         }
         let scales = [l.load(&params[0]), l.load(&params[1])];
+        let mut add = |row: usize, half: usize, a: L::Floats, b: L::Floats| {
+            let place = &mut places[row][half];
+            l.store(l.mul_add(a, b, l.load(place)), place);
+        };
         if inputs.per_row {
-            for n in 0..N {
-                total[n][0] = l.mul_add(l.to_floats(whole[n][0]), scales[0], total[n][0]);
-                total[n][1] = l.mul_add(l.to_floats(whole[n][1]), scales[1], total[n][1]);
-            }
+            unrolled!(N, ROW => {
+                add(ROW, 0, l.to_floats(whole[ROW][0]), scales[0]);
+                add(ROW, 1, l.to_floats(whole[ROW][1]), scales[1]);
+            });
         } else {
-            for n in 0..N {
-                let step = l.splat(steps[n]);
-                total[n][0] = l.mul_add(l.to_floats(whole[n][0]), l.mul(scales[0], step), total[n][0]);
-                total[n][1] = l.mul_add(l.to_floats(whole[n][1]), l.mul(scales[1], step), total[n][1]);
-            }
+            unrolled!(N, ROW => {
+                let step = l.splat(steps[ROW]);
+                add(ROW, 0, l.to_floats(whole[ROW][0]), l.mul(scales[0], step));
+                add(ROW, 1, l.to_floats(whole[ROW][1]), l.mul(scales[1], step));
+            });
         }
         if inputs.lifted {
-            let lifts = [l.load(&params[2]), l.load(&params[3])];
-            for n in 0..N {
-                let sum = l.splat(as_float(chunk_sums[n]) * steps[n]);
-                total[n][0] = l.mul_add(lifts[0], sum, total[n][0]);
-                total[n][1] = l.mul_add(lifts[1], sum, total[n][1]);
+            for row in 0..N {
+                let sum = l.splat(as_float(chunk_sums[row]) * steps[row]);
+                add(row, 0, l.load(&params[2]), sum);
+                add(row, 1, l.load(&params[3]), sum);
             }
         }
-    }
-    for (total, place) in total.iter().zip(places) {
-        l.store(total[0], &mut place[0]);
-        l.store(total[1], &mut place[1]);
     }
 }
 
@@ -640,7 +669,6 @@ fn unpack_of<L: Lanes, C: Codes>(
         let lines = tiles.lines(panel, chunk.at);
         let out = &mut scratch.bytes[(chunk.at - start) / 2..][..chunk.padded / 2];
         for (unit, out) in lines.chunks_exact(C::LINES).zip(out.chunks_exact_mut(C::COLUMNS / 2)) {
-            look_ahead(l, unit);
             let unit = C::unit(l, unit);
             unrolled!(C::COLUMNS / 4, QUAD => {
                 let codes = C::bytes(l, unit, QUAD);
@@ -654,16 +682,41 @@ fn unpack_of<L: Lanes, C: Codes>(
     }
 }
 
-/// Rounds to nearest even; not a number gives something.
+/// Rounds a row to integers: `q[i] = rne(x[i]/step)` with `step = max|x|/127` of the row or of a chunk, a step that would
+/// be zero being 1. Steps of chunks are written only if they are theirs; that of the row is returned.
+///
+/// Not a number gives something.
 #[inline(always)]
-pub(super) fn round<L: Lanes>(_: L, x: &[f32], step: f32, q: &mut [i8]) {
-    for (q, x) in q.iter_mut().zip(x) {
-        let v = ops::fmin(ops::fmax(x / step, -127.0), 127.0);
-        *q = (v + MAGIC).to_bits().to_le_bytes()[0].cast_signed();
+pub(super) fn quantize<L: Lanes>(
+    _: L,
+    chunks: &[Chunk],
+    x: &[f32],
+    per_row: bool,
+    q: &mut [i8],
+    steps: &mut [f32],
+    sums: &mut [i32],
+) -> f32 {
+    let step_of = |x: &[f32]| {
+        // Bits of magnitudes order as they do.
+        let amax = x.iter().fold(0, |most: u32, x| most.max(x.abs().to_bits()));
+        match f32::from_bits(amax) / 127.0 {
+            0.0 => 1.0,
+            step => step,
+        }
+    };
+    let of_row = if per_row { step_of(x) } else { 1.0 };
+    for ((chunk, step), sum) in chunks.iter().zip(steps).zip(sums) {
+        let x = &x[chunk.first..][..chunk.columns];
+        if !per_row {
+            *step = step_of(x);
+        }
+        let step = if per_row { of_row } else { *step };
+        let q = &mut q[chunk.at..][..chunk.columns];
+        for (q, x) in q.iter_mut().zip(x) {
+            let v = ops::fmin(ops::fmax(x / step, -127.0), 127.0);
+            *q = (v + MAGIC).to_bits().to_le_bytes()[0].cast_signed();
+        }
+        *sum = q.iter().map(|q| i32::from(*q)).sum();
     }
-}
-
-#[inline(always)]
-pub(super) fn amax<L: Lanes>(_: L, x: &[f32]) -> f32 {
-    f32::from_bits(ops::amax_bits(x))
+    of_row
 }
