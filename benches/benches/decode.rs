@@ -9,7 +9,7 @@ use criterion::{Criterion, Throughput};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use leanbits_benches::floors::{aligned, widen};
-use leanbits_benches::{Case, FORMATS, print_table, weights};
+use leanbits_benches::{Case, FORMATS, on_one_thread, print_table, weights};
 use quant_core::{Format, PackedTensor, Shaped};
 use std::cell::RefCell;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const FEW_ROWS: usize = 32;
 
 fn main() {
     // Cargo says when it benchmarks; as a test there is nothing to check here.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !std::env::args().any(|argument| argument == "--bench") || !on_one_thread() {
         return;
     }
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("no pool was started before");

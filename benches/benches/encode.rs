@@ -9,7 +9,7 @@ use criterion::{Criterion, Throughput};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use leanbits_benches::floors::{aligned, narrow4, narrow8, narrow16, read};
-use leanbits_benches::{Case, FORMATS, print_table, weights};
+use leanbits_benches::{Case, FORMATS, on_one_thread, print_table, weights};
 use quant_core::{EncodeOptions, Format, PackedTensor, Shaped};
 use std::hint::black_box;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const COLUMNS: usize = 4096;
 
 fn main() {
     // Cargo says when it benchmarks; as a test there is nothing to check here.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !std::env::args().any(|argument| argument == "--bench") || !on_one_thread() {
         return;
     }
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("no pool was started before");

@@ -5,7 +5,7 @@
 
 use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ4K, BlockQ8_0, GgmlType};
 use criterion::{Criterion, Throughput};
-use leanbits_benches::{Case, floors, print_table_in, weights};
+use leanbits_benches::{Case, floors, on_one_thread, print_table_in, weights};
 use ndarray::ArrayView2;
 use quant_core::{Activations, Format, Linear, PackedTensor, PreparedLinear, Shaped};
 use std::cell::RefCell;
@@ -33,7 +33,7 @@ const FORMATS: &[(&str, bool)] = &[
 
 fn main() {
     // Cargo says when it benchmarks; as a test there is nothing to check here.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !std::env::args().any(|argument| argument == "--bench") || !on_one_thread() {
         return;
     }
     // Work runs on the only thread of the pool, whose time is measured.

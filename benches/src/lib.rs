@@ -81,6 +81,27 @@ impl Case<'_> {
     }
 }
 
+/// Whether this process computes on one thread, as what is compared must; otherwise another one does so in its place, and
+/// has ended when this returns.
+///
+/// Peers have pools of threads of their own, whose size only the environment tells.
+///
+/// # Panics
+///
+/// When the other process does not start or fails.
+#[must_use]
+pub fn on_one_thread() -> bool {
+    const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
+    if THREADS.iter().all(|name| std::env::var(name).is_ok_and(|threads| threads == "1")) {
+        return true;
+    }
+    let program = std::env::current_exe().expect("the running program has a name");
+    let mut other = std::process::Command::new(program);
+    let status = other.args(std::env::args_os().skip(1)).envs(THREADS.map(|name| (name, "1"))).status();
+    assert!(status.expect("the running program starts again").success(), "the benchmark failed");
+    false
+}
+
 /// Measures all cases and prints them as a Markdown table with the ratios to floor and peer.
 pub fn print_table(title: &str, cases: &mut [Case<'_>], rounds: usize) {
     print_table_in("GB/s", title, cases, rounds);

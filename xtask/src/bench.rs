@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Benchmarks that print tables, in the order of the page.
-const TABLES: &[&str] = &["encode", "decode", "products", "gptq"];
+const TABLES: &[&str] = &["encode", "decode", "products", "grouped", "attention", "gptq", "svd", "vector"];
 
 const PAGE: &str = "docs/src/benchmarks.md";
 
@@ -27,7 +27,7 @@ pub(crate) fn run(root: &Path, names: &[&str]) -> Result<(), Failure> {
 
 fn measure(root: &Path, name: &str) -> Result<String, Failure> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let arguments = ["bench", "-p", "leanbits-benches", "--bench", name, "--", "--table"];
+    let arguments = ["bench", "--workspace", "--bench", name, "--", "--table"];
     let output = Command::new(cargo).args(arguments).current_dir(root).output();
     let output = output.map_err(|error| format!("cargo does not start: {error}"))?;
     if !output.status.success() {

@@ -135,8 +135,9 @@ impl PackedTensor<'static> {
         let nearest = options.rounding == Rounding::NearestEven && isa != Isa::Reference;
         let encoder = if nearest { RowEncoder::new(&grid, &layout) } else { None };
         let (codes, scales, zeros) = (self.codes.to_mut(), self.scales.to_mut(), self.zeros.to_mut());
-        let bands = Band::split(&layout, codes, scales, zeros);
-        parallel::for_each(bands, layout.block_rows * layout.columns, |mut band| match &encoder {
+        let all = Band { first_row: 0, rows: layout.rows, codes, scales, zeros };
+        let rows = encoder.as_ref().map_or(layout.block_rows, |encoder| encoder.rows_together(&layout));
+        parallel::for_each(all.split(&layout, rows), rows * layout.columns, |mut band| match &encoder {
             Some(encoder) => band.encode_fast(isa, encoder, view, &layout, &grid, options),
             None => band.encode(view, &layout, &grid, options),
         })
@@ -395,7 +396,7 @@ pub fn fake_quantize(format: Format, tensor: &impl Tensor) -> Result<Vec<f32>, E
     Ok(PackedTensor::encode(format, tensor)?.decode())
 }
 
-/// One row of blocks and the bytes it is written to.
+/// Some rows of blocks and the bytes they are written to.
 struct Band<'a> {
     first_row: usize,
     rows: usize,
@@ -405,20 +406,24 @@ struct Band<'a> {
 }
 
 impl<'a> Band<'a> {
-    fn split(layout: &Layout, mut codes: &'a mut [u8], mut scales: &'a mut [u8], mut zeros: &'a mut [u8]) -> Vec<Self> {
-        let mut bands = Vec::with_capacity(layout.block_rows_count());
-        for first_row in (0..layout.rows).step_by(layout.block_rows) {
-            let rows = layout.block_rows.min(layout.rows - first_row);
+    /// Cuts it into bands of so many rows, a multiple of those of a block.
+    fn split(self, layout: &Layout, step: usize) -> Vec<Self> {
+        let Self { first_row, rows, mut codes, mut scales, mut zeros } = self;
+        let mut bands = Vec::with_capacity(rows.div_ceil(step));
+        for at in (0..rows).step_by(step) {
+            let rows = step.min(rows - at);
+            let blocks = rows.div_ceil(layout.block_rows);
             let (band_codes, band_scales, band_zeros);
             (band_codes, codes) = codes.split_at_mut(rows * layout.code_row_bytes);
-            (band_scales, scales) = scales.split_at_mut(layout.scale_row_bytes);
-            (band_zeros, zeros) = zeros.split_at_mut(layout.zero_row_bytes);
+            (band_scales, scales) = scales.split_at_mut(blocks * layout.scale_row_bytes);
+            (band_zeros, zeros) = zeros.split_at_mut(blocks * layout.zero_row_bytes);
+            let first_row = first_row + at;
             bands.push(Self { first_row, rows, codes: band_codes, scales: band_scales, zeros: band_zeros });
         }
         bands
     }
 
-    /// Encodes a band of one row with a kernel, or as the reference does where that must decide.
+    /// Encodes rows that are one block high with a kernel, or as the reference does where that must decide.
     fn encode_fast(
         &mut self,
         isa: Isa,
@@ -428,19 +433,29 @@ impl<'a> Band<'a> {
         grid: &FormatGrid,
         options: EncodeOptions,
     ) -> Result<(), Error> {
-        let mut widened = Vec::new();
-        let x = match view.contiguous_row(self.first_row) {
-            Some(row) => row,
-            None => {
-                widened.resize(layout.columns, 0.0);
-                view.read_row(self.first_row, &mut widened)?;
-                &widened
-            }
-        };
-        if encoder.encode(isa, x, self.codes, self.scales, self.zeros) {
+        if let Some(x) = view.contiguous_rows(self.first_row, self.rows)
+            && encoder.encode(isa, x, self.codes, self.scales, self.zeros)
+        {
             return Ok(());
         }
-        self.encode(view, layout, grid, options)
+        let (mut widened, known) = (Vec::new(), self.rows == 1);
+        let all = Band { codes: self.codes, scales: self.scales, zeros: self.zeros, ..*self };
+        for mut band in all.split(layout, 1) {
+            let x = match view.contiguous_rows(band.first_row, 1) {
+                // Just seen to be the reference's.
+                Some(_) if known => None,
+                Some(row) => Some(row),
+                None => {
+                    widened.resize(layout.columns, 0.0);
+                    view.read_row(band.first_row, &mut widened)?;
+                    Some(widened.as_slice())
+                }
+            };
+            if !x.is_some_and(|x| encoder.encode(isa, x, band.codes, band.scales, band.zeros)) {
+                band.encode(view, layout, grid, options)?;
+            }
+        }
+        Ok(())
     }
 
     fn encode(

@@ -2,9 +2,10 @@
 
 mod decode;
 mod encode;
+mod lines;
 
 use super::avx2::{bytes_of, bytes_of_mut};
-use super::{Backend, Fitted, RowEncoder, column, compile, ops, product};
+use super::{AHEAD, Backend, Fitted, RowEncoder, column, compile, ops, product};
 use std::arch::x86_64::*;
 
 /// Proof that the running CPU has the features this file enables.
@@ -32,7 +33,8 @@ impl Backend for Avx512 {
         range_blocks = range_blocks, (x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool;
         fit = encode::fit, (plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool;
         encode_blocks = encode::encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool;
-        encode_float16 = encode::encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool;
+        encode_tiles = encode::encode_tiles, (plan: &RowEncoder, fitted: &mut Fitted, x: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Option<usize>;
+        encode_float16 = encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool;
         pack = encode::pack, (codes: &[u8], bits: u32, out: &mut [u8]);
         unpack = decode::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
         decode = decode::decode, (codes: &super::decode::Strip<'_>, out: &mut [f32]);
@@ -53,6 +55,12 @@ impl Backend for Avx512 {
             self.stream_bytes(bytes_of(buffer), bytes_of_mut(out));
         }
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn encode_float16(x: &[f32], kind: ops::SmallFloat, _ahead: usize, codes: &mut [u8]) -> bool {
+    ops::encode_float16(x, kind, codes)
 }
 
 /// Asks for the line that lies `ahead` bytes after the start of `x`.

@@ -14,23 +14,26 @@ use crate::{
 
 use std::cell::RefCell;
 
+/// Values that are encoded in one go, about.
+const TOGETHER: usize = 1 << 15;
+
 /// How a format's rows are encoded; made once a tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct RowEncoder {
     fit: Fit,
     store: Store,
-    unit: Unit,
-    element: Kind,
-    code_bits: u32,
-    zero_bits: u32,
-    group: usize,
+    pub(super) unit: Unit,
+    pub(super) element: Kind,
+    pub(super) code_bits: u32,
+    pub(super) zero_bits: u32,
+    pub(super) group: usize,
     /// −0 counts as 0 before it is encoded.
-    positive_zero: bool,
+    pub(super) positive_zero: bool,
     /// The code of −0, where that of 0 stands for it.
-    negative_zero: Option<u8>,
+    pub(super) negative_zero: Option<u8>,
     /// Bytes between what is worked on and what is asked for.
-    ahead: usize,
-    stream: bool,
+    pub(super) ahead: usize,
+    pub(super) stream: bool,
 }
 
 /// How scales (and zero points) follow from the extremes of blocks.
@@ -80,7 +83,7 @@ enum Store {
 /// How elements become codes.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one a tensor, and it is not moved")]
-enum Kind {
+pub(super) enum Kind {
     Small(Element),
     Float16(SmallFloat),
 }
@@ -124,6 +127,14 @@ impl RowEncoder {
             ahead: (4 * group).clamp(AHEAD, 64 << 10),
             stream: layout.code_bytes() >= super::STREAM_BYTES,
         })
+    }
+
+    /// How many rows are best encoded as one, where they lie side by side: the blocks of a row are whole, and rows of codes
+    /// begin on bytes.
+    pub(crate) fn rows_together(&self, layout: &Layout) -> usize {
+        let whole = layout.columns.is_multiple_of(layout.block_columns);
+        let bytes = (layout.columns * self.code_bits as usize).is_multiple_of(8);
+        if whole && bytes && self.zero_bits == 0 { (TOGETHER / layout.columns.max(1)).max(1) } else { 1 }
     }
 
     fn scale(grid: &FormatGrid) -> Option<(Fit, Store)> {
@@ -197,7 +208,13 @@ impl RowEncoder {
         })
     }
 
-    fn scale_bytes(&self) -> usize {
+    /// Whether scales follow from least and largest values, and not from magnitudes.
+    pub(super) fn fits_ranges(&self) -> bool {
+        matches!(self.fit, Fit::Symmetric { .. } | Fit::Asymmetric { .. })
+    }
+
+    /// Bytes of a stored scale.
+    pub(super) fn scale_bytes(&self) -> usize {
         match self.store {
             Store::Nothing => 0,
             Store::F32 => 4,
@@ -206,7 +223,7 @@ impl RowEncoder {
         }
     }
 
-    /// Encodes one row into its bytes. False when the reference must decide: a value is not finite or
+    /// Encodes one row, or several as one, into its bytes. False when the reference must decide: a value is not finite or
     /// a scale overflows. The bytes are then half written.
     pub(crate) fn encode(&self, isa: Isa, x: &[f32], codes: &mut [u8], scales: &mut [u8], zeros: &mut [u8]) -> bool {
         let out = Sections { codes, scales, zeros };
@@ -220,7 +237,16 @@ impl RowEncoder {
             scratch.fitted.zeros.fill(0.0);
         }
         let (bits, scale_bytes) = (self.code_bits as usize, self.scale_bytes());
-        let group = self.group.min(x.len());
+        let Some(done) = backend.encode_tiles(self, &mut scratch.fitted, x, out.codes, out.scales) else {
+            return false;
+        };
+        let out = Sections {
+            codes: &mut out.codes[done * bits / 8..],
+            scales: &mut out.scales[done / self.group * scale_bytes..],
+            zeros: out.zeros,
+        };
+        let x = &x[done..];
+        let group = self.group.min(x.len()).max(1);
         // What is fitted together: as many blocks as make a strip, or one long block.
         let unit = if group > STRIP { group } else { STRIP / group * group };
         for (i, x) in x.chunks(unit).enumerate() {
@@ -398,7 +424,7 @@ pub(crate) struct Fitted {
     pub(super) high: [f32; BLOCKS],
     pub(super) low: [f32; BLOCKS],
     /// No value is larger than so many scales.
-    reach: f32,
+    pub(super) reach: f32,
 }
 
 /// See [`Backend::fit`].
@@ -426,7 +452,9 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
         &Fit::Amax { divisor, least } => {
             for scale in scales.iter_mut() {
                 let amax = fmax(*scale, least);
-                *scale = if amax == 0.0 { 1.0 } else { fmax(amax / divisor, f32::from_bits(1)) };
+                // Divided in any case: a choice between numbers is no branch.
+                let quotient = fmax(amax / divisor, f32::from_bits(1));
+                *scale = if amax == 0.0 { 1.0 } else { quotient };
             }
             let stored = store_floats(plan.store, scales, out);
             // Normal scales are rounded by so much at most.

@@ -146,6 +146,20 @@ pub(crate) trait Backend: Sync {
         encode::fit(plan, fitted, count, out)
     }
 
+    /// Encodes what it can of a row from its start on, and in one pass: returns how many values, a number of whole blocks.
+    /// `None` when the reference must decide.
+    fn encode_tiles(
+        &self,
+        plan: &RowEncoder,
+        fitted: &mut Fitted,
+        x: &[f32],
+        codes: &mut [u8],
+        scales: &mut [u8],
+    ) -> Option<usize> {
+        let _ = (plan, fitted, x, codes, scales);
+        Some(0)
+    }
+
     /// Encodes blocks, a byte a code; meanwhile asks for the rest of what lies further. False when a
     /// value without a scale is not finite.
     fn encode_blocks(&self, strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool {

@@ -219,6 +219,17 @@ impl<'a> TensorView<'a> {
         })
     }
 
+    /// Several rows as they are stored, if they are f32, contiguous and one after the other.
+    pub(crate) fn contiguous_rows(&self, first: usize, rows: usize) -> Option<&'a [f32]> {
+        let row = self.contiguous_row(first)?;
+        let follow = |i: usize| self.row_offset(first + i) - self.row_offset(first) == (i * row.len()).cast_signed();
+        if first + rows > self.rows() || !(1..rows).all(follow) {
+            return None;
+        }
+        // SAFETY: the rows exist, each starts where the one before ends, and they are shared for `'a`.
+        Some(unsafe { std::slice::from_raw_parts(row.as_ptr(), rows * row.len()) })
+    }
+
     /// Copies row `row` into `out` as f32.
     ///
     /// f16 and bf16 widen exactly. f64 is narrowed by rounding to odd, so that a later rounding to

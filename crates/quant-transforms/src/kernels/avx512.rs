@@ -2,7 +2,7 @@
 //!
 //! Tiles of 256 neighbours come first: four stages within each register, four between registers. Then sixteen registers
 //! that lie 256, 4096 … values apart take four stages at a time, and fewer at the end. A row of 4096 values is read and written
-//! twice, in the first-level cache.
+//! twice, in the first-level cache; meanwhile the next row is asked for, half of it in each step, so that memory never waits.
 
 use std::arch::x86_64::*;
 
@@ -16,17 +16,21 @@ pub(super) fn rows(rows: &mut [f32], size: usize, scale: f32) {
     for row in rows.chunks_exact_mut(size) {
         // The last step scales; multiplying with 1 changes no bit.
         let last = |done: usize| if done == size { scale } else { 1.0 };
-        for tile in row.as_chunks_mut::<TILE>().0 {
+        let next = row.as_ptr().wrapping_add(size);
+        let lines = if size == TILE { LANES } else { LANES / 2 };
+        for (i, tile) in row.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+            ask(next, i * lines, lines);
             neighbours(tile, last(TILE));
         }
         let mut distance = TILE;
         while distance < size {
             let step = (size / distance).min(16);
+            let next = (distance == TILE).then(|| next.wrapping_add(size / 2));
             match step {
-                2 => apart::<2>(row, distance, last(distance * step)),
-                4 => apart::<4>(row, distance, last(distance * step)),
-                8 => apart::<8>(row, distance, last(distance * step)),
-                _ => apart::<16>(row, distance, last(distance * step)),
+                2 => apart::<2>(row, distance, last(distance * step), next),
+                4 => apart::<4>(row, distance, last(distance * step), next),
+                8 => apart::<8>(row, distance, last(distance * step), next),
+                _ => apart::<16>(row, distance, last(distance * step), next),
             }
             distance *= step;
         }
@@ -45,6 +49,15 @@ fn load(values: &[f32; LANES]) -> __m512 {
 fn store(values: &mut [f32; LANES], register: __m512) {
     // SAFETY: sixteen values are written.
     unsafe { _mm512_storeu_ps(values.as_mut_ptr(), register) }
+}
+
+/// Asks for some lines of what lies at `from`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn ask(from: *const f32, first: usize, lines: usize) {
+    for line in first..first + lines {
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * LANES).cast());
+    }
 }
 
 /// The stages of distances 1 to 128.
@@ -92,12 +105,15 @@ fn butterflies<const N: usize>(registers: &mut [__m512; N]) {
 /// The stages of distances `distance` to `distance · N / 2`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn apart<const N: usize>(row: &mut [f32], distance: usize, scale: f32) {
+fn apart<const N: usize>(row: &mut [f32], distance: usize, scale: f32, next: Option<*const f32>) {
     let scale = _mm512_set1_ps(scale);
-    for block in row.chunks_exact_mut(distance * N) {
+    let between = distance / LANES;
+    for (i, block) in row.chunks_exact_mut(distance * N).enumerate() {
         let chunks = block.as_chunks_mut::<LANES>().0;
-        let between = distance / LANES;
         for first in 0..between {
+            if let Some(next) = next {
+                ask(next, (i * between + first) * N / 2, N / 2);
+            }
             let mut registers = [_mm512_setzero_ps(); N];
             for (index, register) in registers.iter_mut().enumerate() {
                 *register = load(&chunks[first + index * between]);

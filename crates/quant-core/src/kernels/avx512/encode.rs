@@ -1,9 +1,12 @@
 //! Codes of blocks of values, four vectors at a time.
+//!
+//! Rows of whole tiles go through in one pass, see [`tiles`]; what is left, and what needs more, strip by strip.
 
-use super::super::encode as plain;
+use super::super::encode::{self as plain, Kind};
 use super::super::ops::{self, Bins, Cells, Element, SmallFloat, Strip, Unit};
 use super::super::{Fitted, RowEncoder};
-use super::{VECTORS, prefetch, spread};
+use super::lines::Lines;
+use super::{VECTORS, max_of_each, prefetch, spread};
 use std::arch::x86_64::*;
 
 /// Scales by which [`quotient`] divides exactly: 2^-60 to 2^60.
@@ -27,11 +30,53 @@ const BOOK: u8 = 3;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
     let done = plain::fit(plan, fitted, count, out);
+    reciprocals(plan, fitted, count);
+    done
+}
+
+/// Of scales that values are divided by; others may be far too small.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn reciprocals(plan: &RowEncoder, fitted: &mut Fitted, count: usize) {
+    if plan.unit != Unit::Divide {
+        return;
+    }
     let scales = fitted.scales[..count].iter();
     for ((&scale, high), low) in scales.zip(&mut fitted.high).zip(&mut fitted.low) {
         *high = 1.0 / scale;
         *low = (-*high).mul_add(scale, 1.0) * *high;
     }
+}
+
+/// The same for the blocks of a tile, from the lanes of their magnitudes. Counts are constants here, which makes straight
+/// lines of loops; blocks that are not there are zero.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn fit_tile(
+    plan: &RowEncoder,
+    fitted: &mut Fitted,
+    lanes: &[__m512i; TILE / 16],
+    count: usize,
+    out: &mut [u8],
+) -> bool {
+    let mut of = |half: usize| {
+        let Some(lanes) = lanes[16 * half..].first_chunk::<16>() else { return };
+        // SAFETY: the slice is checked to hold 16 floats.
+        unsafe { _mm512_storeu_si512(fitted.scales[16 * half..][..16].as_mut_ptr().cast(), max_of_each(*lanes)) };
+    };
+    of(0);
+    let mut stored = [0; 4 * TILE / 16];
+    let done = if count > 16 {
+        of(1);
+        let done = plain::fit(plan, fitted, 32, &mut stored);
+        reciprocals(plan, fitted, 32);
+        done
+    } else {
+        let done = plain::fit(plan, fitted, 16, &mut stored);
+        reciprocals(plan, fitted, 16);
+        done
+    };
+    out.copy_from_slice(&stored[..out.len()]);
     done
 }
 
@@ -41,7 +86,9 @@ pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mu
 pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     match (strip.element, strip.unit) {
         _ if !strip.group.is_multiple_of(16) && strip.group < strip.x.len() => any_blocks(strip, codes),
-        (_, Unit::Divide) if !divides_exactly(strip) => any_blocks(strip, codes),
+        (_, Unit::Divide) if !divides_exactly(&strip.scales[..strip.x.len().div_ceil(strip.group)], strip.reach) => {
+            any_blocks(strip, codes)
+        }
         (Element::Int { .. }, Unit::Multiply) if strip.reach.is_finite() => walk::<MULTIPLY, SIGNED>(strip, codes),
         (Element::Int { low, .. }, Unit::Divide) if *low < 0.0 => walk::<QUOTIENT, SIGNED>(strip, codes),
         (Element::Int { .. }, Unit::Divide) => walk::<QUOTIENT, UNSIGNED>(strip, codes),
@@ -53,35 +100,212 @@ pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     }
 }
 
+/// Values whose extremes are found together, while codes of those before are made.
+const TILE: usize = 512;
+
+/// See [`Backend::encode_tiles`](super::super::Backend::encode_tiles).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn encode_tiles(
+    plan: &RowEncoder,
+    fitted: &mut Fitted,
+    x: &[f32],
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Option<usize> {
+    if !Lines::fit(codes, plan.stream) || plan.fits_ranges() || plan.negative_zero.is_some() {
+        return Some(0);
+    }
+    let element = match &plan.element {
+        Kind::Float16(kind) => return cast_to_halves(plan, *kind, x, codes),
+        Kind::Small(element) => element,
+    };
+    let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256 | 512);
+    if !(group || plan.unit == Unit::Keep) || !matches!(plan.code_bits, 4 | 8) {
+        return Some(0);
+    }
+    match (element, plan.unit) {
+        (Element::Int { .. }, Unit::Multiply) => tiles::<MULTIPLY, SIGNED>(plan, element, fitted, x, codes, scales),
+        (Element::Int { .. }, Unit::Divide) => tiles::<QUOTIENT, SIGNED>(plan, element, fitted, x, codes, scales),
+        (Element::Float(_), Unit::Keep) => tiles::<KEEP, FLOAT>(plan, element, fitted, x, codes, scales),
+        (Element::Float(_), Unit::Multiply) => tiles::<MULTIPLY, FLOAT>(plan, element, fitted, x, codes, scales),
+        (Element::Float(_), Unit::Divide) => tiles::<QUOTIENT, FLOAT>(plan, element, fitted, x, codes, scales),
+        (Element::Book(Bins { cells: Some(_), .. }), Unit::Multiply) => {
+            tiles::<MULTIPLY, BOOK>(plan, element, fitted, x, codes, scales)
+        }
+        _ => Some(0),
+    }
+}
+
 /// Casts to a 16-bit float by the operations of `SmallFloat::encode16`, for f16 by the instruction.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn encode_float16(x: &[f32], kind: SmallFloat, ahead: usize, codes: &mut [u8]) -> bool {
+fn cast_to_halves(plan: &RowEncoder, kind: SmallFloat, x: &[f32], codes: &mut [u8]) -> Option<usize> {
     let half = kind.shift == 13;
     let largest = _mm512_set1_ps(f32::from_bits(kind.max));
-    let (vectors, tail) = x.as_chunks::<16>();
-    let (code_vectors, code_tail) = codes.as_chunks_mut::<32>();
     let mut most = _mm512_setzero_si512();
-    for (x, codes) in vectors.iter().zip(code_vectors) {
-        prefetch(x, ahead);
-        // SAFETY: `x` is a reference to 16 floats.
-        let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+    let mut code = |x: &[f32]| {
+        // SAFETY: the slice is checked to hold 16 floats.
+        let x = unsafe { _mm512_loadu_ps(x[..16].as_ptr()) };
         most = _mm512_max_epu32(most, magnitude(x));
         // The lesser magnitude of the two with the sign of x.
         let x = _mm512_range_ps::<0b0010>(x, largest);
-        let code = if half {
-            _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
-        } else {
-            // All but the lowest binade of bf16 are those of f32, and that one has the same steps.
-            let bits = _mm512_castps_si512(x);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
-        };
-        // SAFETY: `codes` is a reference to 32 bytes.
-        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), code) };
+        if half {
+            return _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        }
+        // All but the lowest binade of bf16 are those of f32, and that one has the same steps.
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+    };
+    let pieces = x.as_chunks::<32>().0;
+    let mut lines = Lines::new(&mut codes[..64 * pieces.len()], plan.stream);
+    for piece in pieces {
+        prefetch(piece, plan.ahead);
+        prefetch(&piece[16..], plan.ahead);
+        lines.push(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(code(piece)), code(&piece[16..])));
     }
-    ops::encode_float16(tail, kind, code_tail) && _mm512_reduce_max_epu32(most) < ops::INFINITE
+    lines.finish();
+    (_mm512_reduce_max_epu32(most) < ops::INFINITE).then_some(32 * pieces.len())
+}
+
+/// What divides or multiplies the values of a tile, by block.
+#[derive(Clone, Copy)]
+struct Params {
+    scales: [f32; TILE / 16],
+    high: [f32; TILE / 16],
+    low: [f32; TILE / 16],
+}
+
+impl Params {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn of(fitted: &Fitted) -> Self {
+        let first = |all: &[f32; ops::BLOCKS]| *all.first_chunk().unwrap_or(&[0.0; TILE / 16]);
+        Self { scales: first(&fitted.scales), high: first(&fitted.high), low: first(&fitted.low) }
+    }
+}
+
+/// Three tiles are in work: codes of one are made and the extremes of the next but one are found in one loop, while the
+/// scales of that between them are computed. So neither memory nor the core waits for the other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn tiles<const UNIT: u8, const KIND: u8>(
+    plan: &RowEncoder,
+    element: &Element,
+    fitted: &mut Fitted,
+    x: &[f32],
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Option<usize> {
+    let all = constants(element, plan.positive_zero);
+    // Vectors of a block as a power of two, blocks of a tile, and bytes of their scales.
+    let shift = (plan.group / 16).trailing_zeros();
+    let count = TILE / plan.group.clamp(16, TILE);
+    let stored = count * plan.scale_bytes();
+    let tiles = x.as_chunks::<TILE>().0;
+    let Some(first) = tiles.first() else { return Some(0) };
+    let mut lines = Lines::new(&mut codes[..tiles.len() * TILE / 8 * plan.code_bits as usize], plan.stream);
+    let mut lanes = [_mm512_setzero_si512(); TILE / 16];
+    let mut largest = _mm512_setzero_si512();
+    let mut even = _mm512_setzero_si512();
+    let mut done = tiles.len();
+    let exact = |fitted: &Fitted| match (UNIT, KIND) {
+        (QUOTIENT, _) => divides_exactly(&fitted.scales[..count], fitted.reach),
+        (MULTIPLY, SIGNED) => fitted.reach.is_finite(),
+        _ => true,
+    };
+    if UNIT != KEEP {
+        tile_extremes(first, shift, &mut lanes);
+        if !fit_tile(plan, fitted, &lanes, count, &mut scales[..stored]) {
+            return None;
+        }
+        if !exact(fitted) {
+            return Some(0);
+        }
+        tile_extremes(tiles.get(1).unwrap_or(first), shift, &mut lanes);
+    }
+    for (i, tile) in tiles.iter().enumerate() {
+        if i == done {
+            break;
+        }
+        let params = Params::of(fitted);
+        if UNIT != KEEP && i + 1 < tiles.len() {
+            if !fit_tile(plan, fitted, &lanes, count, &mut scales[(i + 1) * stored..][..stored]) {
+                return None;
+            }
+            if !exact(fitted) {
+                done = i + 1;
+            }
+        }
+        // After the last there is nothing to find; finding something again spares a branch.
+        let next = tiles.get(i + 2).unwrap_or(tile);
+        for (p, (piece, next)) in tile.as_chunks::<64>().0.iter().zip(next.as_chunks::<64>().0).enumerate() {
+            for line in next.as_chunks::<16>().0 {
+                prefetch(line, plan.ahead);
+            }
+            if UNIT != KEEP {
+                extremes(next, 4 * p, shift, &mut lanes);
+            }
+            let mut code = [_mm512_setzero_si512(); 4];
+            for (j, (code, x)) in code.iter_mut().zip(piece.as_chunks::<16>().0).enumerate() {
+                // SAFETY: `x` is a reference to 16 floats.
+                let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+                if UNIT == KEEP {
+                    largest = _mm512_max_epu32(largest, magnitude(x));
+                }
+                let block = ((4 * p + j) >> shift) % (TILE / 16);
+                let lanes = Lanes {
+                    scale: if UNIT == KEEP { all.factor } else { _mm512_set1_ps(params.scales[block]) },
+                    high: if UNIT == QUOTIENT { _mm512_set1_ps(params.high[block]) } else { all.factor },
+                    low: if UNIT == QUOTIENT { _mm512_set1_ps(params.low[block]) } else { all.factor },
+                    zero: all.factor,
+                };
+                *code = sixteen::<UNIT, KIND>(x, lanes, all);
+            }
+            let bytes = bytes::<KIND>(code, all);
+            if plan.code_bits == 8 {
+                lines.push(bytes);
+            } else if p % 2 == 0 {
+                even = bytes;
+            } else {
+                lines.push(nibbles(even, bytes));
+            }
+        }
+    }
+    lines.finish();
+    (_mm512_reduce_max_epu32(largest) < ops::INFINITE).then_some(done * TILE)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn tile_extremes(tile: &[f32; TILE], shift: u32, lanes: &mut [__m512i; TILE / 16]) {
+    for (i, piece) in tile.as_chunks::<64>().0.iter().enumerate() {
+        extremes(piece, 4 * i, shift, lanes);
+    }
+}
+
+/// Takes four vectors, of which `vector` is the first, into the lanes of their blocks of `2^shift` vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn extremes(piece: &[f32; 64], vector: usize, shift: u32, lanes: &mut [__m512i; TILE / 16]) {
+    let mut v = [_mm512_setzero_si512(); 4];
+    for (v, x) in v.iter_mut().zip(piece.as_chunks::<16>().0) {
+        // SAFETY: `x` is a reference to 16 floats.
+        *v = magnitude(unsafe { _mm512_loadu_ps(x.as_ptr()) });
+    }
+    let (low, high) = (_mm512_max_epu32(v[0], v[1]), _mm512_max_epu32(v[2], v[3]));
+    let block = (vector >> shift) % (TILE / 16);
+    match (shift, lanes[block..].first_chunk_mut::<4>()) {
+        (0, Some(lanes)) => *lanes = v,
+        (1, _) => (lanes[block], lanes[(block + 1) % (TILE / 16)]) = (low, high),
+        _ => {
+            let four = _mm512_max_epu32(low, high);
+            let starts = vector.trailing_zeros() >= shift;
+            lanes[block] = if starts { four } else { _mm512_max_epu32(lanes[block], four) };
+        }
+    }
 }
 
 /// Bits of magnitudes; they order as the magnitudes do.
@@ -101,31 +325,37 @@ pub(super) fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
     }
     let (pairs, tail) = codes.as_chunks::<128>();
     let (lines, out_tail) = out.split_at_mut(64 * pairs.len());
-    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     for (pair, line) in pairs.iter().zip(lines.as_chunks_mut::<64>().0) {
-        let words = |from: &[u8]| {
-            // SAFETY: the slice is checked to hold 64 bytes.
-            let v = unsafe { _mm512_loadu_si512(from[..64].as_ptr().cast()) };
-            // low + 16·high of every two bytes.
-            _mm512_maddubs_epi16(_mm512_and_si512(v, _mm512_set1_epi8(15)), _mm512_set1_epi16(0x1001))
-        };
-        let packed = _mm512_packus_epi16(words(pair), words(&pair[64..]));
-        // SAFETY: `line` is a reference to 64 bytes.
-        unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), _mm512_permutexvar_epi64(order, packed)) };
+        // SAFETY: each load reads 64 of the 128 bytes, and `line` is a reference to 64 bytes.
+        unsafe {
+            let (first, second) =
+                (_mm512_loadu_si512(pair.as_ptr().cast()), _mm512_loadu_si512(pair[64..].as_ptr().cast()));
+            _mm512_storeu_si512(line.as_mut_ptr().cast(), nibbles(first, second));
+        }
     }
     ops::pack(tail, 4, out_tail);
 }
 
-/// Whether no quotient of the strip overflows and none that matters underflows.
-fn divides_exactly(strip: &Strip<'_>) -> bool {
+/// Two bytes of codes as one byte each, low nibble first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn nibbles(first: __m512i, second: __m512i) -> __m512i {
+    // low + 16·high of every two bytes.
+    let words = |v| _mm512_maddubs_epi16(_mm512_and_si512(v, _mm512_set1_epi8(15)), _mm512_set1_epi16(0x1001));
+    let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_permutexvar_epi64(order, _mm512_packus_epi16(words(first), words(second)))
+}
+
+/// Whether no quotient with such scales overflows and none that matters underflows.
+fn divides_exactly(scales: &[f32], reach: f32) -> bool {
     // Bits of positive floats order as they do.
     let (mut least, mut most) = (u32::MAX, 0);
-    for scale in &strip.scales[..strip.x.len().div_ceil(strip.group)] {
+    for scale in scales {
         least = least.min(scale.to_bits());
         most = most.max(scale.to_bits());
     }
     let scales = f32::from_bits(least)..=f32::from_bits(most);
-    scales.start() >= EXACT_SCALES.start() && scales.end() <= EXACT_SCALES.end() && strip.reach <= EXACT_RANGE
+    scales.start() >= EXACT_SCALES.start() && scales.end() <= EXACT_SCALES.end() && reach <= EXACT_RANGE
 }
 
 /// What no other function here covers. Not inlined: it is compiled once, not once a caller.
@@ -181,7 +411,7 @@ fn two<T>(table: &[T; 32]) -> [__m512i; 2] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 #[expect(clippy::cast_possible_truncation, reason = "limits of codes of at most 8 bits")]
-fn constants(strip: &Strip<'_>) -> Constants {
+fn constants(element: &Element, positive_zero: bool) -> Constants {
     let nothing = _mm512_setzero_si512();
     let mut all = Constants {
         factor: _mm512_set1_ps(1.0),
@@ -194,9 +424,9 @@ fn constants(strip: &Strip<'_>) -> Constants {
         codes: nothing,
         sign_shift: nothing,
         magnitude: nothing,
-        sign_of_zero: _mm512_set1_ps(if strip.positive_zero { 0.0 } else { -0.0 }),
+        sign_of_zero: _mm512_set1_ps(if positive_zero { 0.0 } else { -0.0 }),
     };
-    match strip.element {
+    match element {
         &Element::Int { factor, low, high } => {
             let byte = |v: f32| _mm512_set1_epi8((v as i16).to_le_bytes()[0].cast_signed());
             all.factor = _mm512_set1_ps(factor);
@@ -225,7 +455,7 @@ fn constants(strip: &Strip<'_>) -> Constants {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
-    let constants = constants(strip);
+    let constants = constants(strip.element, strip.positive_zero);
     let params = |of: &[f32; ops::BLOCKS]| spread(of, strip.group, 1.0, strip.x.len().div_ceil(16));
     let scales = if UNIT == KEEP { [0.0; VECTORS] } else { params(strip.scales) };
     let (high, low) =
