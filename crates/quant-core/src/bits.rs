@@ -185,26 +185,46 @@ impl Packing {
 }
 
 /// Unpacks eight codes at a time; bytes that are not there read as zero.
-#[expect(clippy::cast_possible_truncation, reason = "masked to the bits of a code")]
 fn unpack_eights(bits: u32, bytes: &[u8], codes: &mut [[u16; 8]]) {
-    let mask = ((1_u32 << bits) - 1) as u16;
-    let eights = codes.iter_mut().zip(bytes.chunks(bits as usize));
-    match bits {
-        8 => eights.for_each(|(codes, bytes)| codes.iter_mut().zip(bytes).for_each(|(c, b)| *c = u16::from(*b))),
-        16 => eights.for_each(|(codes, bytes)| {
-            codes.iter_mut().zip(bytes.as_chunks().0).for_each(|(c, b)| *c = u16::from_le_bytes(*b));
-        }),
-        ..8 => eights.for_each(|(codes, bytes)| {
-            let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
-            let word = u64::from_le_bytes(word);
-            (0_u32..).zip(codes).for_each(|(i, code)| *code = (word >> (i * bits)) as u16 & mask);
-        }),
-        _ => eights.for_each(|(codes, bytes)| {
-            let mut word = [0; 16];
-            word[..bytes.len()].copy_from_slice(bytes);
-            let word = u128::from_le_bytes(word);
-            (0_u32..).zip(codes).for_each(|(i, code)| *code = (word >> (i * bits)) as u16 & mask);
-        }),
+    macro_rules! by_bits {
+        ($($bits:literal)*) => {
+            match bits {
+                $($bits => unpack_whole::<$bits>(bytes, codes),)*
+                _ => {}
+            }
+        };
+    }
+    by_bits!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+}
+
+fn unpack_whole<const B: usize>(bytes: &[u8], codes: &mut [[u16; 8]]) {
+    let (whole, rest) = bytes.as_chunks::<B>();
+    let (codes, behind) = codes.split_at_mut(whole.len().min(codes.len()));
+    codes.iter_mut().zip(whole).for_each(|(codes, bytes)| *codes = eight(bytes));
+    if let Some(codes) = behind.first_mut() {
+        let mut last = [0; B];
+        last[..rest.len()].copy_from_slice(rest);
+        *codes = eight(&last);
+    }
+}
+
+/// Eight codes of `B` bits.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "masked to the bits of a code")]
+fn eight<const B: usize>(bytes: &[u8; B]) -> [u16; 8] {
+    let mask = ((1_u32 << B) - 1) as u16;
+    match B {
+        // These a compiler can make vectors of.
+        4 => std::array::from_fn(|i| u16::from(bytes[i / 2] >> (4 * (i % 2)) & 15)),
+        8 => std::array::from_fn(|i| u16::from(bytes[i])),
+        16 => std::array::from_fn(|i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])),
+        ..8 => {
+            let word = bytes.iter().rev().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
+            std::array::from_fn(|i| (word >> (i * B)) as u16 & mask)
+        }
+        _ => {
+            let word = bytes.iter().rev().fold(0_u128, |word, byte| word << 8 | u128::from(*byte));
+            std::array::from_fn(|i| (word >> (i * B)) as u16 & mask)
+        }
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Patterns {
     magnitudes: [[f32; 8]; 256],
     /// Whether the sum of the magnitudes is odd, in the highest bit.
     odd: [u8; 256],
+    /// Sign bits of eight values for the bits of a byte, the last flipped where the number of the others is odd.
+    signs: [[u32; 8]; 256],
     blocks: [Block; 256 / LANES],
 }
 
@@ -61,6 +63,12 @@ impl Block {
 static TABLE: LazyLock<Patterns> = LazyLock::new(|| Patterns {
     magnitudes: std::array::from_fn(|i| PATTERNS[i]),
     odd: std::array::from_fn(|i| u8::from(odd(PATTERNS[i].iter().sum(), 0)) << 7),
+    signs: std::array::from_fn(|signs| {
+        std::array::from_fn(|i| {
+            let flip = if i == 7 { (signs & 127).count_ones() & 1 } else { 0 };
+            (u32::from(signs >> i & 1 == 1) ^ flip) << 31
+        })
+    }),
     blocks: std::array::from_fn(|i| Block::new(&PATTERNS[i * LANES..][..LANES])),
 });
 
@@ -69,20 +77,19 @@ impl Patterns {
         &TABLE
     }
 
-    /// Writes the eight values of a code of 16 bits.
+    /// The eight values of a code of 16 bits.
     #[inline(always)]
-    pub(crate) fn decode(&self, code: u32, out: &mut [f32; 8]) {
+    pub(crate) fn decode(&self, code: u32) -> [f32; 8] {
         let pattern = (code >> 8) as usize & 255;
-        let signs = code >> 1 & 127;
-        // The last sign makes the sum even.
-        let signs = signs | (((signs.count_ones() << 7) & 128) ^ u32::from(self.odd[pattern]));
-        let shift = if code & 1 == 1 { -0.25 } else { 0.25 };
-        let magnitudes = &self.magnitudes[pattern];
-        for i in 0..8 {
-            out[i] = f32::from_bits(magnitudes[i].to_bits() ^ ((signs >> i) << 31)) + shift;
-        }
+        let magnitudes = self.magnitudes[pattern];
+        let signs = self.signs[(code >> 1 & 127) as usize | usize::from(self.odd[pattern])];
+        let shift = SHIFTS[code as usize & 1];
+        std::array::from_fn(|i| f32::from_bits(magnitudes[i].to_bits() ^ signs[i]) + shift)
     }
 }
+
+/// What the lowest bit of a code adds.
+const SHIFTS: [f32; 2] = [0.25, -0.25];
 
 /// Lists the patterns of squared norm up to 12, those of norm 12 only with magnitudes up to 3/2.
 fn extend(all: &mut Vec<[u8; 8]>, pattern: &mut [u8; 8], axis: usize) {

@@ -14,6 +14,7 @@
 
 use crate::error::{Error, finite};
 use crate::nearest::SearchTable;
+use pulp::{Arch, Simd, WithSimd};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
@@ -286,17 +287,14 @@ impl<'a> Problem<'a> {
     fn plus_plus(&self, config: &KMeans) -> Vec<f32> {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         let sample = sample(self.count(), config.centroids.saturating_mul(SEEDING_SAMPLE), &mut rng);
-        let mut nearest = vec![f64::INFINITY; sample.len()];
+        let mut distances = Distances::new(self, &sample);
         let mut centroids = Vec::with_capacity(config.centroids * self.dim);
         let mut chosen = below(sample.len(), &mut rng);
         for _ in 0..config.centroids {
-            let at = centroids.len();
-            centroids.extend_from_slice(self.point(sample[chosen]));
-            let centroid = &centroids[at..];
-            nearest.par_iter_mut().zip(&sample).with_min_len(1 << 12).for_each(|(nearest, n)| {
-                *nearest = nearest.min(self.distance(*n, centroid));
-            });
-            chosen = draw(&nearest, unit(&mut rng)).unwrap_or_else(|| below(sample.len(), &mut rng));
+            let centroid = self.point(sample[chosen]);
+            distances.add(centroid);
+            centroids.extend_from_slice(centroid);
+            chosen = distances.draw(unit(&mut rng)).unwrap_or_else(|| below(sample.len(), &mut rng));
         }
         centroids
     }
@@ -323,6 +321,103 @@ impl<'a> Problem<'a> {
     }
 }
 
+/// Weighted squared distances of points to the nearest of some centroids.
+struct Distances {
+    blocks: Vec<Block>,
+    dim: usize,
+}
+
+/// Points side by side, as many as fit the first cache.
+struct Block {
+    /// `[dim, points]`
+    coordinates: Vec<f64>,
+    /// `[dim, points]`
+    weights: Vec<f64>,
+    nearest: Vec<f64>,
+    total: f64,
+}
+
+impl Distances {
+    const POINTS: usize = 256;
+
+    fn new(problem: &Problem<'_>, sample: &[usize]) -> Self {
+        let block = |points: &[usize]| {
+            let axes = || (0..problem.dim).flat_map(|axis| points.iter().map(move |n| (axis, *n)));
+            Block {
+                coordinates: axes().map(|(axis, n)| f64::from(problem.point(n)[axis])).collect(),
+                weights: axes().map(|(axis, n)| problem.weight(n, axis)).collect(),
+                nearest: vec![f64::INFINITY; points.len()],
+                total: 0.0,
+            }
+        };
+        Self { blocks: sample.chunks(Self::POINTS).map(block).collect(), dim: problem.dim }
+    }
+
+    /// Takes a centroid in.
+    fn add(&mut self, centroid: &[f32]) {
+        let (arch, dim) = (Arch::new(), self.dim);
+        self.blocks.par_iter_mut().with_min_len(16).for_each(|block| arch.dispatch(Nearer { block, centroid, dim }));
+    }
+
+    /// The point at which the running sum passes `share` of the total; `None` when the total is 0.
+    fn draw(&self, share: f64) -> Option<usize> {
+        let total: f64 = self.blocks.iter().map(|block| block.total).sum();
+        if total <= 0.0 {
+            return None;
+        }
+        let mut left = share * total;
+        for (index, block) in self.blocks.iter().enumerate() {
+            if left < block.total {
+                for (n, distance) in block.nearest.iter().enumerate() {
+                    left -= distance;
+                    if left < 0.0 {
+                        return Some(index * Self::POINTS + n);
+                    }
+                }
+            } else {
+                left -= block.total;
+            }
+        }
+        let last = |block: &Block| block.nearest.iter().rposition(|distance| *distance > 0.0);
+        let found = self.blocks.iter().enumerate().rev().find_map(|(index, block)| Some((index, last(block)?)));
+        found.map(|(index, n)| index * Self::POINTS + n)
+    }
+}
+
+/// The least of the distances so far and those to a centroid.
+struct Nearer<'a> {
+    block: &'a mut Block,
+    centroid: &'a [f32],
+    dim: usize,
+}
+
+impl WithSimd for Nearer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Block { coordinates, weights, nearest, total } = self.block;
+        let points = nearest.len();
+        let mut distances = [0.0; Distances::POINTS];
+        let distances = &mut distances[..points];
+        for axis in 0..self.dim {
+            let c = f64::from(self.centroid[axis]);
+            let parts = coordinates[axis * points..][..points].iter().zip(&weights[axis * points..][..points]);
+            for (distance, (x, weight)) in distances.iter_mut().zip(parts) {
+                *distance += weight * ((x - c) * (x - c));
+            }
+        }
+        let mut sums = [0.0; 8];
+        for (nearest, distances) in nearest.chunks_mut(8).zip(distances.chunks(8)) {
+            for (sum, (nearest, distance)) in sums.iter_mut().zip(nearest.iter_mut().zip(distances)) {
+                *nearest = if *distance < *nearest { *distance } else { *nearest };
+                *sum += *nearest;
+            }
+        }
+        *total = sums.iter().sum();
+    }
+}
+
 /// `size` of `count` indices, ascending; all of them when `size` is not less (selection sampling).
 fn sample(count: usize, size: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     if size >= count {
@@ -335,20 +430,6 @@ fn sample(count: usize, size: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
         }
     }
     chosen
-}
-
-/// The index at which the running sum passes `share` of the total; `None` when the total is 0.
-fn draw(weights: &[f64], share: f64) -> Option<usize> {
-    let total: f64 = weights.iter().sum();
-    if total <= 0.0 {
-        return None;
-    }
-    let mut left = share * total;
-    let found = weights.iter().position(|weight| {
-        left -= weight;
-        left < 0.0
-    });
-    found.or_else(|| weights.iter().rposition(|weight| *weight > 0.0))
 }
 
 /// A uniform number below 1.

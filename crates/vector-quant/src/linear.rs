@@ -304,6 +304,10 @@ impl VqLinear {
         &self.books
     }
 
+    pub(crate) fn scale(&self, row: usize) -> f32 {
+        self.scales.get(row).map_or(1.0, |scale| scale.to_f32())
+    }
+
     /// The codes of a row.
     ///
     /// # Errors

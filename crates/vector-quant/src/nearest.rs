@@ -2,7 +2,11 @@
 //!
 //! With `bias = −|c|²/2` that is the nearest entry in the Euclidean sense; with unit entries and no bias
 //! the entry of the closest direction. Entries stand in blocks of 16 side by side, so that a running
-//! maximum is kept for 16 entries and [`TILE`] vectors at a time and no matrix of scores is written.
+//! maximum is kept for 16 entries and [`TILE`] vectors at a time and no matrix of scores is written. A part of
+//! the table that fits the first cache serves all vectors of a piece before the next is looked at.
+//!
+//! The maximum is taken over a group of blocks before it meets the running one, which remembers the group; which
+//! of its blocks it was is found by computing the scores of the winner again.
 //!
 //! Each score is a chain of fused multiply-adds in the order of the coordinates, which rounds alike
 //! everywhere; ties go to the lowest index. The result is the same on every machine and for any
@@ -13,35 +17,51 @@ use rayon::prelude::*;
 
 /// Entries side by side.
 const LANES: usize = 16;
+/// Blocks of a group.
+const GROUP: usize = 4;
 /// Vectors that share one pass over the table.
-const TILE: usize = 8;
+const TILE: usize = 4;
 /// Vectors of one piece of work.
 const PIECE: usize = 512;
+/// Bytes of the table that are gone through at a time.
+const PART: usize = 16 << 10;
 
 /// A table laid out for search.
 #[derive(Clone, Debug)]
 pub(crate) struct SearchTable {
     dim: usize,
+    /// `dim` rounded up to a power of two; coordinates beyond `dim` are 0.
+    width: usize,
     entries: usize,
-    /// `[block][1 + dim][16]`: biases, then coordinates. Entries that fill the last block score −∞.
+    /// `[block][1 + width][16]`: biases, then coordinates, in whole groups. Entries that fill them up score −∞.
     blocks: Vec<[f32; LANES]>,
 }
+
+/// The best scores so far and the groups they were found in, for 16 entries side by side.
+#[derive(Clone, Copy)]
+struct Best {
+    scores: [f32; LANES],
+    groups: [u32; LANES],
+}
+
+const NONE: Best = Best { scores: [f32::NEG_INFINITY; LANES], groups: [0; LANES] };
 
 impl SearchTable {
     /// Lays out `rows` `[entries, dim]` with a bias for each.
     pub(crate) fn new(rows: &[f32], dim: usize, bias: impl Fn(&[f32]) -> f32) -> Self {
-        let entries = rows.len() / dim;
-        let mut blocks = vec![[0.0; LANES]; entries.div_ceil(LANES) * (dim + 1)];
-        for (block, part) in blocks.chunks_exact_mut(dim + 1).zip(rows.chunks(dim * LANES)) {
+        let (entries, width) = (rows.len() / dim, dim.next_power_of_two());
+        let mut blocks = vec![[0.0; LANES]; entries.div_ceil(LANES * GROUP) * GROUP * (width + 1)];
+        let mut parts = rows.chunks(dim * LANES);
+        for block in blocks.chunks_exact_mut(width + 1) {
             block[0] = [f32::NEG_INFINITY; LANES];
-            for (lane, row) in part.chunks_exact(dim).enumerate() {
+            for (lane, row) in parts.next().unwrap_or_default().chunks_exact(dim).enumerate() {
                 block[0][lane] = bias(row);
                 for (axis, value) in row.iter().enumerate() {
                     block[1 + axis][lane] = *value;
                 }
             }
         }
-        Self { dim, entries, blocks }
+        Self { dim, width, entries, blocks }
     }
 
     /// A table whose best entry is the nearest one.
@@ -68,54 +88,95 @@ impl SearchTable {
         out[0]
     }
 
+    /// Searches for all vectors of a piece; `W` is the width of the table.
     #[inline(always)]
-    fn tile<S: Simd>(&self, simd: S, points: &[f32], out: &mut [u32]) {
-        if out.len() == TILE {
-            return self.scan::<S, TILE>(simd, points, out);
+    fn piece<S: Simd, const W: usize>(&self, simd: S, points: &[f32], out: &mut [u32]) {
+        let pad = |point: &[f32]| {
+            let mut padded = [0.0; W];
+            padded[..self.dim].copy_from_slice(&point[..self.dim]);
+            padded
+        };
+        if let [out] = out {
+            let (point, mut best) = (pad(points), [NONE]);
+            scan(simd, &self.blocks, 0, &[point], &mut best);
+            *out = self.winner(&point, &best[0]);
+            return;
         }
-        for (point, out) in points.chunks_exact(self.dim).zip(out.chunks_mut(1)) {
-            self.scan::<S, 1>(simd, point, out);
+        let padded: Vec<[f32; W]> = points.chunks_exact(self.dim).map(pad).collect();
+        let mut best = vec![NONE; out.len()];
+        let group = GROUP * (W + 1);
+        let part = (PART / size_of::<[f32; LANES]>() / group).max(1);
+        for (index, blocks) in self.blocks.chunks(part * group).enumerate() {
+            let (tiles, rest) = padded.as_chunks::<TILE>();
+            let (best, best_of_rest) = best.as_chunks_mut::<TILE>();
+            for (points, best) in tiles.iter().zip(best) {
+                scan(simd, blocks, index * part, points, best);
+            }
+            for (point, best) in rest.iter().zip(best_of_rest) {
+                scan(simd, blocks, index * part, std::array::from_ref(point), std::array::from_mut(best));
+            }
+        }
+        for ((out, point), best) in out.iter_mut().zip(&padded).zip(&best) {
+            *out = self.winner(point, best);
         }
     }
 
-    /// One pass over the table for each register that the lanes fill.
+    /// The entry with the best score, the first of equals.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "tables have at most 2^24 entries")]
-    fn scan<S: Simd, const N: usize>(&self, simd: S, points: &[f32], out: &mut [u32]) {
-        let mut winners = [(f32::NEG_INFINITY, 0); N];
-        for register in 0..LANES / S::F32_LANES {
-            let mut best = [simd.splat_f32s(f32::NEG_INFINITY); N];
-            let mut at = [simd.splat_u32s(0); N];
-            for (block, columns) in self.blocks.chunks_exact(self.dim + 1).enumerate() {
-                let mut scores = [S::as_simd_f32s(&columns[0]).0[register]; N];
-                for (axis, column) in columns[1..].iter().enumerate() {
-                    let column = S::as_simd_f32s(column).0[register];
-                    for n in 0..N {
-                        scores[n] = simd.mul_add_f32s(simd.splat_f32s(points[n * self.dim + axis]), column, scores[n]);
-                    }
-                }
-                let block = simd.splat_u32s(block as u32);
+    fn winner<const W: usize>(&self, point: &[f32; W], best: &Best) -> u32 {
+        let score = best.scores.iter().fold(f32::NEG_INFINITY, |m, score| m.max(*score));
+        let winners = (0..LANES).filter(|lane| best.scores[*lane] == score).filter_map(|lane| {
+            let first = best.groups[lane] as usize * GROUP;
+            let block = (first..first + GROUP).find(|block| {
+                let columns = &self.blocks[block * (W + 1)..][..W + 1];
+                let terms = point.iter().zip(&columns[1..]);
+                terms.fold(columns[0][lane], |sum, (x, column)| x.mul_add(column[lane], sum)) == score
+            });
+            block.map(|block| (block * LANES + lane) as u32)
+        });
+        // Scores of vectors that leave the range of f32 need not have an order.
+        winners.min().unwrap_or(0)
+    }
+}
+
+/// Goes through a part of a table, whose first group has the index `first`, for `N` vectors at a time.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "tables have at most 2^24 entries")]
+fn scan<S: Simd, const W: usize, const N: usize>(
+    simd: S,
+    blocks: &[[f32; LANES]],
+    first: usize,
+    points: &[[f32; W]; N],
+    best: &mut [Best; N],
+) {
+    for register in 0..LANES / S::F32_LANES {
+        let mut top: [_; N] = std::array::from_fn(|n| S::as_simd_f32s(&best[n].scores).0[register]);
+        let mut at: [_; N] = std::array::from_fn(|n| S::as_simd_u32s(&best[n].groups).0[register]);
+        for (group, columns) in blocks.chunks_exact(GROUP * (W + 1)).enumerate() {
+            let column = |block: usize, axis: usize| S::as_simd_f32s(&columns[block * (W + 1) + axis]).0[register];
+            let mut scores: [[_; GROUP]; N] = [std::array::from_fn(|block| column(block, 0)); N];
+            for axis in 0..W {
+                let columns: [_; GROUP] = std::array::from_fn(|block| column(block, 1 + axis));
                 for n in 0..N {
-                    let better = simd.greater_than_f32s(scores[n], best[n]);
-                    best[n] = simd.max_f32s(scores[n], best[n]);
-                    at[n] = simd.select_u32s(better, block, at[n]);
+                    let x = simd.splat_f32s(points[n][axis]);
+                    for block in 0..GROUP {
+                        scores[n][block] = simd.mul_add_f32s(x, columns[block], scores[n][block]);
+                    }
                 }
             }
+            let group = simd.splat_u32s((first + group) as u32);
             for n in 0..N {
-                let (mut scores, mut blocks) = ([0.0; LANES], [0; LANES]);
-                S::as_mut_simd_f32s(&mut scores).0[0] = best[n];
-                S::as_mut_simd_u32s(&mut blocks).0[0] = at[n];
-                for (lane, (score, block)) in scores.iter().zip(blocks).enumerate().take(S::F32_LANES) {
-                    let index = block * LANES as u32 + (register * S::F32_LANES + lane) as u32;
-                    let (lead, winner) = winners[n];
-                    if *score > lead || (*score == lead && index < winner) {
-                        winners[n] = (*score, index);
-                    }
-                }
+                let [a, b, c, d] = scores[n];
+                let score = simd.max_f32s(simd.max_f32s(a, b), simd.max_f32s(c, d));
+                let better = simd.greater_than_f32s(score, top[n]);
+                top[n] = simd.max_f32s(score, top[n]);
+                at[n] = simd.select_u32s(better, group, at[n]);
             }
         }
-        for (out, (_, winner)) in out.iter_mut().zip(winners) {
-            *out = winner;
+        for n in 0..N {
+            S::as_mut_simd_f32s(&mut best[n].scores).0[register] = top[n];
+            S::as_mut_simd_u32s(&mut best[n].groups).0[register] = at[n];
         }
     }
 }
@@ -133,9 +194,15 @@ impl WithSimd for Search<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let tiles = self.points.chunks(TILE * self.table.dim);
-        for (points, out) in tiles.zip(self.out.chunks_mut(TILE)) {
-            self.table.tile(simd, points, out);
+        let Self { table, points, out } = self;
+        match table.width {
+            1 => table.piece::<S, 1>(simd, points, out),
+            2 => table.piece::<S, 2>(simd, points, out),
+            4 => table.piece::<S, 4>(simd, points, out),
+            8 => table.piece::<S, 8>(simd, points, out),
+            16 => table.piece::<S, 16>(simd, points, out),
+            // A weight a coordinate doubles the dimensions, of which there are at most 16.
+            _ => table.piece::<S, 32>(simd, points, out),
         }
     }
 }

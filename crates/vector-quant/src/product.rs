@@ -2,7 +2,8 @@
 //! the first cache, and multiplied with every row of `x` before the next.
 //!
 //! The sum of an output is formed in 16 lanes, lane `l` over the columns `l, l + 16, …` in order and by fused operations,
-//! and the lanes are added pairwise. It does not depend on how many rows `x` has, on threads or on the machine.
+//! the lanes are added pairwise, and the total is multiplied by the scale of the row. It does not depend on how many rows
+//! `x` has, on threads or on the machine.
 
 use crate::e8p::Patterns;
 use crate::linear::{Books, VqLinear};
@@ -14,7 +15,7 @@ use rayon::prelude::*;
 /// Lanes of a sum.
 const LANES: usize = 16;
 /// Rows of the weight that are decoded together.
-const OUTPUTS: usize = 4;
+const OUTPUTS: usize = 8;
 /// Columns that are decoded together, more or less.
 const COLUMNS: usize = 512;
 
@@ -23,7 +24,7 @@ pub(crate) fn matmul(weight: &VqLinear, x: &[f32], rows: usize, y: &mut [f32]) -
     let [outputs, columns] = weight.shape;
     let arch = Arch::new();
     let mut transposed = vec![0.0; y.len()];
-    let blocks = transposed.par_chunks_mut((OUTPUTS * rows).max(1)).enumerate().with_min_len(4);
+    let blocks = transposed.par_chunks_mut((OUTPUTS * rows).max(1)).enumerate().with_min_len(2);
     blocks.try_for_each_init(
         || (Decoder::new(weight), vec![[[0.0; LANES]; OUTPUTS]; rows]),
         |(decoder, sums), (block, y)| {
@@ -31,12 +32,13 @@ pub(crate) fn matmul(weight: &VqLinear, x: &[f32], rows: usize, y: &mut [f32]) -
             let first = block * OUTPUTS;
             for start in (0..columns).step_by(decoder.columns) {
                 let width = decoder.columns.min(columns - start);
-                arch.dispatch(Decode { decoder, first, rows: OUTPUTS.min(outputs - first), start, width })?;
+                decoder.decode(first, OUTPUTS.min(outputs - first), start, width)?;
                 let (weights, stride) = (&decoder.values, decoder.columns);
                 arch.dispatch(Accumulate { weights, stride, x, columns, start, width, sums });
             }
             for (output, y) in y.chunks_exact_mut(rows.max(1)).enumerate() {
-                y.iter_mut().zip(&*sums).for_each(|(y, sums)| *y = pairwise(sums[output]));
+                let scale = weight.scale(first + output);
+                y.iter_mut().zip(&*sums).for_each(|(y, sums)| *y = pairwise(sums[output]) * scale);
             }
             Ok(())
         },
@@ -50,14 +52,14 @@ pub(crate) fn matmul(weight: &VqLinear, x: &[f32], rows: usize, y: &mut [f32]) -
 /// Writes all values of the weight.
 pub(crate) fn decode(weight: &VqLinear, out: &mut [f32]) -> Result<(), quant_core::Error> {
     let columns = weight.shape[1];
-    let arch = Arch::new();
     out.par_chunks_exact_mut(columns).enumerate().try_for_each_init(
         || Decoder::new(weight),
         |decoder, (row, out)| {
             for (part, out) in out.chunks_mut(decoder.columns).enumerate() {
                 let start = part * decoder.columns;
-                arch.dispatch(Decode { decoder, first: row, rows: 1, start, width: out.len() })?;
-                out.copy_from_slice(&decoder.values[..out.len()]);
+                decoder.decode(row, 1, start, out.len())?;
+                let scale = weight.scale(row);
+                out.iter_mut().zip(&decoder.values).for_each(|(out, value)| *out = value * scale);
             }
             Ok(())
         },
@@ -159,6 +161,7 @@ fn pairwise(mut lanes: [f32; LANES]) -> f32 {
 /// Decodes a few rows and columns at a time.
 struct Decoder<'a> {
     weight: &'a VqLinear,
+    arch: Arch,
     patterns: &'static Patterns,
     /// Columns of a part: whole vectors, whole lanes and whole bytes of codes.
     columns: usize,
@@ -174,6 +177,7 @@ impl<'a> Decoder<'a> {
         let columns = vectors * weight.dim;
         Self {
             weight,
+            arch: Arch::new(),
             patterns: Patterns::get(),
             columns,
             values: vec![0.0; OUTPUTS * columns],
@@ -182,54 +186,49 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    /// Decodes `width` columns from `start` on, a multiple of the columns of a part, of `rows` rows from `first` on,
+    /// without their scales.
+    fn decode(&mut self, first: usize, rows: usize, start: usize, width: usize) -> Result<(), quant_core::Error> {
+        let dim = self.weight.dim;
+        for o in 0..rows {
+            self.unpack(first + o, start / dim, width / dim)?;
+            self.decode_row(first + o, start, o * self.columns..o * self.columns + width);
+        }
+        Ok(())
+    }
+
     /// Puts the codes of some vectors of a row together from their planes.
-    #[inline(always)]
     fn unpack(&mut self, row: usize, first: usize, count: usize) -> Result<(), quant_core::Error> {
         let (codes, part) = (&mut self.codes[..count], &mut self.plane[..count]);
-        codes.fill(0);
         let mut low = 0;
         for plane in &self.weight.planes {
             let bytes = &plane.bytes[row * plane.row_bytes..][..plane.row_bytes];
             bits::unpack_into(plane.bits, &bytes[first * plane.bits as usize / 8..], part)?;
-            codes.iter_mut().zip(&*part).for_each(|(code, part)| *code |= u32::from(*part) << low);
+            let parts = codes.iter_mut().zip(&*part);
+            match low {
+                0 => parts.for_each(|(code, part)| *code = u32::from(*part)),
+                _ => parts.for_each(|(code, part)| *code |= u32::from(*part) << low),
+            }
             low += plane.bits;
         }
         Ok(())
     }
 
-    #[inline(always)]
     fn decode_row(&mut self, row: usize, start: usize, out: std::ops::Range<usize>) {
-        let scale = self.weight.scales.get(row).map_or(1.0, |scale| scale.to_f32());
-        let (codes, out, patterns) = (&self.codes, &mut self.values[out], self.patterns);
+        let (codes, out, patterns, arch) = (&self.codes[..], &mut self.values[out], self.patterns, self.arch);
         match &self.weight.books {
-            Books::E8P(E8P) => {
-                for (out, code) in out.as_chunks_mut().0.iter_mut().zip(codes) {
-                    patterns.decode(*code, out);
-                    for v in out {
-                        *v *= scale;
-                    }
-                }
-            }
-            Books::E8PTwice(Residual { gain, .. }) => {
-                for (out, code) in out.as_chunks_mut().0.iter_mut().zip(codes) {
-                    let mut fine = [0.0; 8];
-                    patterns.decode(code & 0xffff, out);
-                    patterns.decode(code >> 16, &mut fine);
-                    for i in 0..8 {
-                        out[i] = (out[i] + fine[i] / gain) * scale;
-                    }
-                }
-            }
+            Books::E8P(E8P) => decode_all(arch, out, codes, |code| patterns.decode(code)),
+            Books::E8PTwice(Residual { gain, .. }) => decode_all(arch, out, codes, |code| {
+                let (coarse, fine) = (patterns.decode(code), patterns.decode(code >> 16));
+                std::array::from_fn::<_, 8, _>(|i| coarse[i] + fine[i] / gain)
+            }),
             Books::Polar(codec) => {
                 let (units, lengths) = (codec.directions().units(), codec.lengths());
-                let (bits, mask) = (codec.config().direction_bits, units.len() - 1);
-                for (out, code) in out.as_chunks_mut::<8>().0.iter_mut().zip(codes) {
+                let bits = codec.config().direction_bits;
+                decode_all(arch, out, codes, |code| {
                     let length = lengths[(code >> bits) as usize & (lengths.len() - 1)];
-                    let unit = &units[*code as usize & mask];
-                    for i in 0..8 {
-                        out[i] = length * unit[i] * scale;
-                    }
-                }
+                    units[code as usize & (units.len() - 1)].map(|unit| length * unit)
+                });
             }
             Books::Learned(learned) => {
                 let across = self.weight.shape[1].div_ceil(learned.columns);
@@ -239,7 +238,7 @@ impl<'a> Decoder<'a> {
                     let group = column / learned.columns;
                     let width = ((group + 1) * learned.columns - column).min(out.len());
                     let (own, behind) = out.split_at_mut(width);
-                    lookup(&learned.books[row / learned.rows * across + group], codes, own, scale);
+                    lookup(arch, &learned.books[row / learned.rows * across + group], codes, own);
                     (codes, out, column) = (&codes[width / self.weight.dim..], behind, column + width);
                 }
             }
@@ -247,56 +246,44 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// Decodes `width` columns from `start` on, a multiple of the columns of a part, of `rows` rows from `first` on.
-struct Decode<'a, 'b> {
-    decoder: &'a mut Decoder<'b>,
-    first: usize,
-    rows: usize,
-    start: usize,
-    width: usize,
+/// Writes the vector of each code.
+fn decode_all<const D: usize>(arch: Arch, out: &mut [f32], codes: &[u32], decode: impl Fn(u32) -> [f32; D]) {
+    arch.dispatch(DecodeAll { out: out.as_chunks_mut().0, codes, decode });
 }
 
-impl WithSimd for Decode<'_, '_> {
-    type Output = Result<(), quant_core::Error>;
+struct DecodeAll<'a, const D: usize, F> {
+    out: &'a mut [[f32; D]],
+    codes: &'a [u32],
+    decode: F,
+}
 
+impl<const D: usize, F: Fn(u32) -> [f32; D]> WithSimd for DecodeAll<'_, D, F> {
+    type Output = ();
+
+    /// A vector is put together in registers before it is written, so that the compiler need not fear that writing it
+    /// changes what is read.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Result<(), quant_core::Error> {
-        let Self { decoder, first, rows, start, width } = self;
-        let dim = decoder.weight.dim;
-        for o in 0..rows {
-            decoder.unpack(first + o, start / dim, width / dim)?;
-            decoder.decode_row(first + o, start, o * decoder.columns..o * decoder.columns + width);
+    fn with_simd<S: Simd>(self, _: S) {
+        for (out, code) in self.out.iter_mut().zip(self.codes) {
+            *out = (self.decode)(*code);
         }
-        Ok(())
     }
 }
 
 /// Decodes vectors of a learned code book.
-#[inline(always)]
-fn lookup(book: &LearnedBook, codes: &[u32], out: &mut [f32], scale: f32) {
+fn lookup(arch: Arch, book: &LearnedBook, codes: &[u32], out: &mut [f32]) {
     match book.dim() {
-        1 => lookup_of::<1>(book, codes, out, scale),
-        2 => lookup_of::<2>(book, codes, out, scale),
-        4 => lookup_of::<4>(book, codes, out, scale),
-        8 => lookup_of::<8>(book, codes, out, scale),
-        16 => lookup_of::<16>(book, codes, out, scale),
-        dim => {
-            for (out, code) in out.chunks_exact_mut(dim).zip(codes) {
-                book.decode(*code, out);
-                out.iter_mut().for_each(|v| *v *= scale);
-            }
-        }
+        1 => lookup_of::<1>(arch, book, codes, out),
+        2 => lookup_of::<2>(arch, book, codes, out),
+        4 => lookup_of::<4>(arch, book, codes, out),
+        8 => lookup_of::<8>(arch, book, codes, out),
+        16 => lookup_of::<16>(arch, book, codes, out),
+        dim => out.chunks_exact_mut(dim).zip(codes).for_each(|(out, code)| book.decode(*code, out)),
     }
 }
 
-#[inline(always)]
-fn lookup_of<const D: usize>(book: &LearnedBook, codes: &[u32], out: &mut [f32], scale: f32) {
+fn lookup_of<const D: usize>(arch: Arch, book: &LearnedBook, codes: &[u32], out: &mut [f32]) {
     // A book has a power of two of entries.
     let entries = book.values().as_chunks::<D>().0;
-    for (out, code) in out.as_chunks_mut::<D>().0.iter_mut().zip(codes) {
-        let entry = &entries[*code as usize & (entries.len() - 1)];
-        for i in 0..D {
-            out[i] = entry[i] * scale;
-        }
-    }
+    decode_all(arch, out, codes, |code| entries[code as usize & (entries.len() - 1)]);
 }
