@@ -4,7 +4,7 @@
 //! that build scripts and macros are compiled once. The crates that read files are tested a second time in the dev
 //! profile, where integer overflow panics.
 
-use crate::{Failure, docs, study};
+use crate::{Failure, curves, docs, study};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -36,7 +36,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "generated",
         summary: "generated pages and figures are up to date",
-        run: |ci| task(study::run(ci.root, docs::Mode::Check)),
+        run: |ci| task(study::run(ci.root, docs::Mode::Check).and_then(|()| curves::run(ci.root, docs::Mode::Check))),
     },
     Step {
         name: "demo",

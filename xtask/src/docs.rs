@@ -16,7 +16,9 @@ pub(crate) fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Fail
     let current = fs::read_to_string(path).unwrap_or_default();
     match mode {
         _ if current == content => Ok(()),
-        Mode::Check => Err(format!("{} is out of date; run `cargo xtask study`", path.display())),
+        Mode::Check => {
+            Err(format!("{} is out of date; run `cargo xtask study` and `cargo xtask curves`", path.display()))
+        }
         Mode::Write => {
             println!("writes {}", path.display());
             fs::write(path, content).map_err(|error| format!("{}: {error}", path.display()))
@@ -32,6 +34,38 @@ pub(crate) fn replace_section(page: &str, name: &str, content: &str) -> Result<S
     let start = page.find(&begin).ok_or_else(missing)? + begin.len();
     let length = page[start..].find(end).ok_or_else(missing)?;
     Ok(format!("{}\n{}\n\n{}", &page[..start], content.trim_end(), &page[start + length..]))
+}
+
+/// A table of a page: the heading row first, then the others.
+pub(crate) struct Table<'a> {
+    headings: Vec<&'a str>,
+    pub(crate) rows: Vec<Vec<&'a str>>,
+}
+
+impl Table<'_> {
+    /// The heading of the first column.
+    pub(crate) fn heading(&self) -> &str {
+        self.headings.first().copied().unwrap_or_default()
+    }
+}
+
+/// The tables of a page, in their order.
+pub(crate) fn tables(page: &str) -> Vec<Table<'_>> {
+    fn cells(line: &str) -> Vec<&str> {
+        line.trim_matches('|').split('|').map(str::trim).collect()
+    }
+    let mut tables: Vec<Table<'_>> = Vec::new();
+    let mut inside = false;
+    for line in page.lines() {
+        match (line.starts_with('|'), inside) {
+            (true, false) => tables.push(Table { headings: cells(line), rows: Vec::new() }),
+            (true, true) if line.starts_with("|--") || line.starts_with("|:-") => {}
+            (true, true) => tables.last_mut().map_or((), |table| table.rows.push(cells(line))),
+            _ => {}
+        }
+        inside = line.starts_with('|');
+    }
+    tables
 }
 
 /// Checks the relative links of the Markdown files at the root, of the crates and of the book.

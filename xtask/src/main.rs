@@ -1,8 +1,10 @@
-//! Development tasks: `cargo xtask ci`, `cargo xtask study`, `cargo xtask bench`.
+//! Development tasks: `cargo xtask ci`, `cargo xtask study`, `cargo xtask curves`, `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chart;
 mod ci;
+mod curves;
 mod docs;
 mod study;
 
@@ -15,6 +17,7 @@ Usage: cargo xtask <task>
   ci [STEP...]       run all checks, or only the named steps, in the order listed below
   ci --list          name the steps
   study [--check]    write the measured tables and figures of docs/src; with --check, fail if any would change
+  curves [--check]   draw the curves of docs/src from the tables beside them; with --check, fail if any would change
   bench [NAME...]    run the tables of benches/, all or the named ones, and write them to docs/src/benchmarks.md
   links              check that every relative link in the Markdown files leads somewhere
 ";
@@ -35,6 +38,8 @@ fn main() -> ExitCode {
         ["ci", steps @ ..] => ci::run(root, steps),
         ["study"] => study::run(root, docs::Mode::Write),
         ["study", "--check"] => study::run(root, docs::Mode::Check),
+        ["curves"] => curves::run(root, docs::Mode::Write),
+        ["curves", "--check"] => curves::run(root, docs::Mode::Check),
         ["bench", names @ ..] => bench::run(root, names),
         ["links"] => docs::check_links(root),
         [] | ["help" | "--help" | "-h"] => {

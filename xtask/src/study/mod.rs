@@ -1,12 +1,12 @@
 //! "INT v.s. FP" (arXiv 2510.25602) with this code: QSNR over the crest factor, and the formats on known distributions.
 
-mod chart;
 mod measure;
 mod sample;
 
 use crate::Failure;
+use crate::chart::{self, Axis, Panel, Series, Style};
 use crate::docs::{Mode, publish, replace_section};
-use chart::{Panel, Series, Style};
+
 use measure::{PAIRS, Pair, Point};
 use quant_core::{Format, Layout, NamedFormat};
 use std::fmt::Write;
@@ -138,7 +138,8 @@ fn figure(studies: &[Study]) -> Result<String, Failure> {
         if let Some((crest, _)) = measure::crossover(&study.planted) {
             marks.push((crest, format!("measured {crest:.2}")));
         }
-        panels.push(Panel { title: study.pair.title, x: (1.0, end), y: (low, high), marks, series });
+        let (x, y) = (Axis::Linear { low: 1.0, high: end, step: 0.5 }, Axis::Linear { low, high, step: 5.0 });
+        panels.push(Panel { title: study.pair.title, x, y, marks, series });
     }
     let description = "QSNR over the crest factor of a block, integers against floats: theory and measurement";
     Ok(chart::draw(description, "crest factor", "QSNR (dB)", &panels))

@@ -15,13 +15,59 @@ pub(crate) enum Style {
     Solid,
     Dashed,
     Dots,
+    /// Dots on a line.
+    Marked,
+}
+
+/// The range of an axis.
+#[derive(Clone, Copy)]
+pub(crate) enum Axis {
+    Linear { low: f64, high: f64, step: f64 },
+    Log { low: f64, high: f64 },
+}
+
+impl Axis {
+    /// Where a value stands, 0 at the low end and 1 at the high one.
+    fn share(self, value: f64) -> f64 {
+        match self {
+            Self::Linear { low, high, .. } => (value - low) / (high - low),
+            Self::Log { low, high } => (value / low).log10() / (high / low).log10(),
+        }
+    }
+
+    fn contains(self, value: f64) -> bool {
+        let (Self::Linear { low, high, .. } | Self::Log { low, high }) = self;
+        (low..=high).contains(&value)
+    }
+
+    /// Multiples of the step; or 1, 2 and 5 times powers of ten, or the powers alone where there are many.
+    fn ticks(self) -> Vec<f64> {
+        match self {
+            Self::Linear { low, high, step } => {
+                let first = (low / step).ceil();
+                let last = (high / step + 1e-9).floor();
+                (0..).map(|i| first + f64::from(i)).take_while(|i| *i <= last).map(|i| i * step).collect()
+            }
+            Self::Log { low, high } => {
+                let steps: &[f64] = if high / low > 200.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+                let decades = -9..9_i32;
+                let all = decades.flat_map(|decade| steps.iter().map(move |step| step * 10_f64.powi(decade)));
+                all.filter(|tick| self.contains(*tick)).collect()
+            }
+        }
+    }
+}
+
+/// A tick as people write it.
+fn tick(value: f64) -> String {
+    if value >= 1e4 { format!("{}k", value / 1e3) } else { format!("{}", (value * 1e9).round() / 1e9) }
 }
 
 /// One of the panels of a figure.
 pub(crate) struct Panel<'a> {
     pub(crate) title: &'a str,
-    pub(crate) x: (f64, f64),
-    pub(crate) y: (f64, f64),
+    pub(crate) x: Axis,
+    pub(crate) y: Axis,
     /// Vertical lines with their labels.
     pub(crate) marks: Vec<(f64, String)>,
     pub(crate) series: Vec<Series<'a>>,
@@ -33,11 +79,14 @@ const LEFT: f64 = 50.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 42.0;
+/// Of a line of the legend.
 const LEGEND: f64 = 28.0;
 
 /// Draws panels two in a row; the first one's series make the legend.
 pub(crate) fn draw(description: &str, x_label: &str, y_label: &str, panels: &[Panel<'_>]) -> String {
-    let (width, height) = (2.0 * WIDTH, panels.len().div_ceil(2) as f64 * HEIGHT + LEGEND);
+    let width = 2.0 * WIDTH;
+    let (places, legend) = legend(panels.first().map_or(&[], |panel| &panel.series), width);
+    let height = panels.len().div_ceil(2) as f64 * HEIGHT + legend;
     let mut out = String::new();
     let mut line = |text: String| {
         out.push_str(&text);
@@ -49,15 +98,13 @@ pub(crate) fn draw(description: &str, x_label: &str, y_label: &str, panels: &[Pa
     ));
     line(format!("<title>{}</title>", escape(description)));
     line(format!("<rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>"));
-    let mut x = LEFT;
-    for series in panels.first().map_or(&[][..], |panel| &panel.series) {
-        line(stroke(series, &[(x, 16.0), (x + 15.0, 16.0), (x + 30.0, 16.0)]));
-        line(format!("<text x=\"{}\" y=\"20\" fill=\"#222222\">{}</text>", x + 36.0, escape(series.label)));
-        x += 60.0 + 6.2 * series.label.chars().count() as f64;
+    for (series, (x, y)) in panels.iter().take(1).flat_map(|panel| &panel.series).zip(places) {
+        line(stroke(series, &[(x, y - 4.0), (x + 15.0, y - 4.0), (x + 30.0, y - 4.0)]));
+        line(format!("<text x=\"{}\" y=\"{y}\" fill=\"#222222\">{}</text>", x + 36.0, escape(series.label)));
     }
     for (i, panel) in panels.iter().enumerate() {
         let (column, row) = ((i % 2) as f64, (i / 2) as f64);
-        line(format!("<g transform=\"translate({} {})\">", column * WIDTH, LEGEND + row * HEIGHT));
+        line(format!("<g transform=\"translate({} {})\">", column * WIDTH, legend + row * HEIGHT));
         draw_panel(panel, x_label, y_label, &mut line);
         line("</g>".to_owned());
     }
@@ -65,23 +112,39 @@ pub(crate) fn draw(description: &str, x_label: &str, y_label: &str, panels: &[Pa
     out
 }
 
+/// Where the legend names each series, and its height.
+fn legend(series: &[Series<'_>], width: f64) -> (Vec<(f64, f64)>, f64) {
+    let (mut x, mut y) = (LEFT, 20.0);
+    let mut places = Vec::new();
+    for series in series {
+        let needed = 60.0 + 6.2 * series.label.chars().count() as f64;
+        if x + needed > width {
+            (x, y) = (LEFT, y + LEGEND - 8.0);
+        }
+        places.push((x, y));
+        x += needed;
+    }
+    (places, y + LEGEND - 20.0)
+}
+
 fn draw_panel(panel: &Panel<'_>, x_label: &str, y_label: &str, line: &mut impl FnMut(String)) {
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-    let px = |x: f64| LEFT + (x - panel.x.0) / (panel.x.1 - panel.x.0) * (right - LEFT);
-    let py = |y: f64| bottom - (y - panel.y.0) / (panel.y.1 - panel.y.0) * (bottom - TOP);
+    let px = |x: f64| LEFT + panel.x.share(x) * (right - LEFT);
+    let py = |y: f64| bottom - panel.y.share(y) * (bottom - TOP);
     line(format!("<text x=\"{LEFT}\" y=\"20\" font-weight=\"bold\" fill=\"#222222\">{}</text>", escape(panel.title)));
-    for y in ticks(panel.y, 5.0) {
+    for y in panel.y.ticks() {
         line(format!("<path d=\"M{LEFT} {:.1}H{right}\" stroke=\"#dddddd\"/>", py(y)));
         line(format!(
-            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{y}</text>",
+            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{}</text>",
             LEFT - 6.0,
-            py(y) + 4.0
+            py(y) + 4.0,
+            tick(y)
         ));
     }
-    for x in ticks(panel.x, 0.5) {
+    for x in panel.x.ticks() {
         let middle = "text-anchor=\"middle\" fill=\"#555555\"";
         line(format!("<path d=\"M{:.1} {bottom}v4\" stroke=\"#888888\"/>", px(x)));
-        line(format!("<text x=\"{:.1}\" y=\"{}\" {middle}>{x}</text>", px(x), bottom + 17.0));
+        line(format!("<text x=\"{:.1}\" y=\"{}\" {middle}>{}</text>", px(x), bottom + 17.0, tick(x)));
     }
     line(format!("<path d=\"M{LEFT} {TOP}V{bottom}H{right}\" fill=\"none\" stroke=\"#888888\"/>"));
     line(format!(
@@ -103,8 +166,7 @@ fn draw_panel(panel: &Panel<'_>, x_label: &str, y_label: &str, line: &mut impl F
         line(format!("<text {place} fill=\"#444444\">{}</text>", escape(label)));
     }
     for series in &panel.series {
-        let inside =
-            |&&(x, y): &&(f64, f64)| (panel.x.0..=panel.x.1).contains(&x) && (panel.y.0..=panel.y.1).contains(&y);
+        let inside = |&&(x, y): &&(f64, f64)| panel.x.contains(x) && panel.y.contains(y);
         let points: Vec<(f64, f64)> = series.points.iter().filter(inside).map(|&(x, y)| (px(x), py(y))).collect();
         line(stroke(series, &points));
     }
@@ -112,22 +174,20 @@ fn draw_panel(panel: &Panel<'_>, x_label: &str, y_label: &str, line: &mut impl F
 
 fn stroke(series: &Series<'_>, points: &[(f64, f64)]) -> String {
     let mut text = String::new();
-    if series.style == Style::Dots {
+    if matches!(series.style, Style::Dots | Style::Marked) {
         for (x, y) in points {
             let _ = write!(text, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.4\" fill=\"{}\"/>", series.colour);
         }
+    }
+    if series.style == Style::Dots {
         return text;
     }
+    let circles = std::mem::take(&mut text);
     for (i, (x, y)) in points.iter().enumerate() {
         let _ = write!(text, "{}{x:.1} {y:.1}", if i == 0 { "M" } else { "L" });
     }
     let dash = if series.style == Style::Dashed { " stroke-dasharray=\"6 4\"" } else { "" };
-    format!("<path d=\"{text}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.8\"{dash}/>", series.colour)
-}
-
-fn ticks((low, high): (f64, f64), step: f64) -> impl Iterator<Item = f64> {
-    let first = (low / step).ceil();
-    (0..).map(move |i| (first + f64::from(i)) * step).take_while(move |&x| x <= high + 1e-9)
+    format!("{circles}<path d=\"{text}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.8\"{dash}/>", series.colour)
 }
 
 fn escape(text: &str) -> String {
@@ -136,13 +196,22 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Panel, Series, Style, draw};
+    use super::{Axis, Panel, Series, Style, draw};
+
+    #[test]
+    fn ticks_of_logarithms_are_round_numbers() {
+        let ticks = Axis::Log { low: 2.0, high: 60.0 }.ticks();
+        assert_eq!(ticks.iter().map(|tick| super::tick(*tick)).collect::<Vec<_>>(), ["2", "5", "10", "20", "50"]);
+        assert_eq!(Axis::Log { low: 2.0, high: 3e4 }.ticks().len(), 4, "powers of ten alone");
+    }
 
     #[test]
     fn points_outside_the_axes_are_left_out_and_text_is_escaped() {
         let points = vec![(1.0, 10.0), (2.0, 20.0), (3.0, 99.0)];
         let series = vec![Series { label: "a < b", colour: "#123456", style: Style::Solid, points }];
-        let panel = Panel { title: "t", x: (1.0, 3.0), y: (10.0, 30.0), marks: Vec::new(), series };
+        let (x, y) =
+            (Axis::Linear { low: 1.0, high: 3.0, step: 0.5 }, Axis::Linear { low: 10.0, high: 30.0, step: 5.0 });
+        let panel = Panel { title: "t", x, y, marks: Vec::new(), series };
         let svg = draw("d", "x", "y", &[panel]);
         assert!(svg.contains("M50.0 258.0L234.0 144.0\""), "{svg}");
         assert!(svg.contains("a &lt; b"), "{svg}");
