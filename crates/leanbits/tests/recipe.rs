@@ -51,14 +51,17 @@ fn embeddings_heads_norms_and_routers_stay_unless_the_recipe_says_otherwise() {
         ("model.layers.0.input_layernorm.weight", Reason::Norm),
         ("transformer.h.0.ln_1.weight", Reason::Norm),
         ("model.layers.0.mlp.gate.weight", Reason::Router),
+        ("model.layers.0.block_sparse_moe.gate.weight", Reason::Router),
         ("model.layers.0.block_sparse_moe.router.layer.weight", Reason::Router),
     ];
     for (name, reason) in names {
         let decision = recipe.decide(name, &[64, 64]);
         assert_eq!((decision.choice, decision.reason), (Choice::Keep, reason), "{name}");
     }
-    let gate = recipe.decide("model.layers.0.mlp.gate_proj.weight", &[64, 64]);
-    assert_eq!(gate.reason, Reason::Default, "a gate projection is no router");
+    // The gate of a feed-forward network, and that of RWKV's time mixing.
+    for gate in ["model.layers.0.mlp.gate_proj.weight", "blocks.0.att.gate.weight"] {
+        assert_eq!(recipe.decide(gate, &[64, 64]).reason, Reason::Default, "{gate} is no router");
+    }
     recipe.default_exclusions = false;
     assert_eq!(recipe.decide("lm_head.weight", &[64, 64]).choice, format("int8"), "exclusions switched off");
 }

@@ -281,7 +281,17 @@ const EXCLUSIONS: [(Reason, &[&str]); 5] = [
     (Reason::Embedding, &["*embed*", "*wte.*", "*wpe.*", "emb.weight", "*.emb.weight"]),
     (Reason::Head, &["lm_head.*", "*.lm_head.*", "output.weight", "head.weight"]),
     (Reason::Norm, &["*norm*", "*.ln_*", "ln_*"]),
-    (Reason::Router, &["*router*", "*.gate.weight", "*shared_expert_gate*", "*ffn_gate_inp*"]),
+    (
+        Reason::Router,
+        &[
+            "*router*",
+            "*mlp.gate.weight",
+            "*block_sparse_moe.gate.weight",
+            "*feed_forward.gate.weight",
+            "*shared_expert_gate*",
+            "*ffn_gate_inp*",
+        ],
+    ),
     (
         Reason::Multiplier,
         &[
