@@ -158,10 +158,10 @@ fn scan<S: Simd, const W: usize, const N: usize>(
             let mut scores: [[_; GROUP]; N] = [std::array::from_fn(|block| column(block, 0)); N];
             for axis in 0..W {
                 let columns: [_; GROUP] = std::array::from_fn(|block| column(block, 1 + axis));
-                for n in 0..N {
-                    let x = simd.splat_f32s(points[n][axis]);
-                    for block in 0..GROUP {
-                        scores[n][block] = simd.mul_add_f32s(x, columns[block], scores[n][block]);
+                for (point, scores) in points.iter().zip(&mut scores) {
+                    let x = simd.splat_f32s(point[axis]);
+                    for (score, column) in scores.iter_mut().zip(&columns) {
+                        *score = simd.mul_add_f32s(x, *column, *score);
                     }
                 }
             }

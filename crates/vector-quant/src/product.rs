@@ -232,7 +232,7 @@ impl<'a> Decoder<'a> {
             }
             Books::Learned(learned) => {
                 let across = self.weight.shape[1].div_ceil(learned.columns);
-                let (mut codes, mut out, mut column) = (&codes[..], out, start);
+                let (mut codes, mut out, mut column) = (codes, out, start);
                 // One piece for each code book that these columns touch.
                 while !out.is_empty() {
                     let group = column / learned.columns;
