@@ -1,7 +1,7 @@
 //! How close does attention over a packed cache come to reading the cache once?
 //!
 //! `cargo bench -p leanbits-benches --bench attention` runs criterion on one query over each cache and then prints tables
-//! beside the floors; `-- --table` prints the tables alone. A floor reads as many bytes as the cache stores and does
+//! beside the floors; `-- --table` prints the tables alone, `-- --attention` those of attention; names of methods, only those. A floor reads as many bytes as the cache stores and does
 //! nothing else.
 
 use criterion::Criterion;
@@ -19,18 +19,19 @@ const TOKENS: usize = 8192;
 const DIM: usize = 128;
 /// Tokens that are appended at once.
 const PIECE: usize = 256;
-const METHODS: [&str; 11] = [
-    "f32",
-    "f16",
-    "int8",
-    "int8-g32",
-    "int4-min",
-    "int4-g32-min",
-    "int2-min",
-    "int2-g32-min",
-    "mxfp4",
-    "rotated:int4-min",
-    "kivi:2",
+/// Methods, and what reading as many bytes as each stores is called.
+const METHODS: [[&str; 2]; 11] = [
+    ["f32", "reading f32"],
+    ["f16", "reading f16"],
+    ["int8", "reading int8"],
+    ["int8-g32", "reading int8-g32"],
+    ["int4-min", "reading int4-min"],
+    ["int4-g32-min", "reading int4-g32-min"],
+    ["int2-min", "reading int2-min"],
+    ["int2-g32-min", "reading int2-g32-min"],
+    ["mxfp4", "reading mxfp4"],
+    ["rotated:int4-min", "reading rotated:int4-min"],
+    ["kivi:2", "reading kivi:2"],
 ];
 const ROUNDS: usize = 15;
 
@@ -40,11 +41,17 @@ fn main() {
         return;
     }
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().expect("no pool was started before");
-    if !std::env::args().any(|argument| argument == "--table") {
+    let asked = |name: &str| std::env::args().any(|argument| argument == name);
+    if !asked("--table") && !asked("--attention") {
         criterion();
     }
-    attention(32, 32);
+    if !asked("--grouped") {
+        attention(32, 32);
+    }
     attention(8, 32);
+    if asked("--attention") {
+        return;
+    }
     two_threads();
     seal();
     shrink();
@@ -68,8 +75,8 @@ fn geometry(kv_heads: usize, q_heads: usize) -> KvGeometry {
 }
 
 /// The methods that are named on the command line; all, where none is.
-fn methods() -> Vec<&'static str> {
-    let asked = |method: &&str| {
+fn methods() -> Vec<[&'static str; 2]> {
+    let asked = |[method, _]: &[&str; 2]| {
         let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
         named.peek().is_none() || named.any(|name| name == *method)
     };
@@ -108,7 +115,7 @@ fn criterion() {
         .measurement_time(Duration::from_millis(500))
         .configure_from_args();
     let mut group = criterion.benchmark_group("attention");
-    for method in methods() {
+    for [method, _] in methods() {
         let mut step = Step::new(method, geometry(8, 32));
         group.bench_function(method, |bencher| bencher.iter(|| step.run()));
     }
@@ -122,18 +129,18 @@ fn bits(bytes: usize) -> u32 {
 }
 
 fn attention(kv_heads: usize, q_heads: usize) {
-    let steps: Vec<Step> = methods().iter().map(|method| Step::new(method, geometry(kv_heads, q_heads))).collect();
+    let steps: Vec<Step> = methods().iter().map(|[method, _]| Step::new(method, geometry(kv_heads, q_heads))).collect();
     let most = steps.iter().map(Step::bytes).max().unwrap_or(0);
     let memory = vec![1.0_f32; most / 4 + 1];
     let elements = 2 * TOKENS * kv_heads * DIM;
     let mut cases = Vec::new();
-    for step in &steps {
+    for ([_, name], step) in methods().iter().zip(&steps) {
         let codes = &memory[..step.bytes() / 4];
-        cases.push(Case::floor("read", bits(step.bytes()), elements, || {
+        cases.push(Case::floor(name, bits(step.bytes()), elements, || {
             black_box(read(codes));
         }));
     }
-    for (method, mut step) in methods().iter().zip(steps) {
+    for ([method, _], mut step) in methods().iter().zip(steps) {
         let bits = bits(step.bytes());
         cases.push(Case::ours(method, bits, elements, move || step.run()));
     }

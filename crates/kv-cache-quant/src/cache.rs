@@ -159,6 +159,16 @@ impl QuantizedKv {
         (self.keys.sealed(), self.values.sealed())
     }
 
+    /// Whether attention multiplies with sealed codes as they are stored, which takes a codec that says how they lie
+    /// ([`Codec::packed`]), keys after the rotary turn, and AVX-512 with VNNI. Otherwise it decodes a page at a time.
+    #[must_use]
+    pub fn attends_on_codes(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return crate::fused::covers(self);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Bytes of a cache like this one with `tokens` tokens in one run of positions, its codecs at `stage`.
     pub(crate) fn bytes_for(&self, tokens: usize, stage: usize) -> u64 {
         let (keys, values) = (self.keys.emptied(), self.values.emptied());

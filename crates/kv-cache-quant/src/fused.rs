@@ -7,11 +7,19 @@
 //! Maps of rows, such as rotations, move to the other factor: `q · (L x + b) = (Lᵀ q) · x + q · b`, and a weighted sum
 //! of mapped values is the map of their weighted sum.
 //!
-//! Compared with attention on decoded rows: queries that meet integers are rounded to multiples of `max|q|/32512`, which
-//! changes a score by at most `scale · max|q| · Σ|k| / 65024`; everything else are the roundings of f32 sums in
-//! another order, and of an exponential good to 2⁻²².
+//! Compared with attention on decoded rows, where codes are integers of 2, 4 or 8 bits:
+//!
+//! - queries are rounded to multiples of `max|q|/32512`, which changes a score by at most `scale · max|q| · Σ|k| / 65024`;
+//! - products of weights and scales are rounded to multiples of `m/32512`, `m` the largest of at most 64 consecutive tokens,
+//!   and what the codes have in common is added in f32. That changes an output by at most 32/65024 of the widest range that
+//!   codes of a group have: when all of 64 products are off by half a step, each to the side of its code. As products fall
+//!   it is some 2⁻¹⁶ of the range.
+//!
+//! Everything else are the roundings of f32 sums in another order, and of an exponential good to 2⁻²².
 
 mod avx512;
+mod ints;
+mod kernels;
 mod plan;
 mod softmax;
 
@@ -22,7 +30,9 @@ use crate::packed::PackedRows;
 use crate::side::{Side, Span, SpanKind};
 use crate::{FullPrecision, KeyStorage, KvGeometry, Mask};
 use avx512::{Avx512, Rows};
-use plan::{Chunk, LANES, Plan, Queries};
+use ints::{IntPlan, IntQueries, RUN};
+use kernels::Turned;
+use plan::{LANES, Plan, Queries};
 use quant_core::kernels::Isa;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -34,10 +44,10 @@ const SPLIT: usize = 256;
 const MOST_MEMBERS: usize = 16;
 /// Splits, times blocks of queries, whose results are held at once.
 const MOST_JOBS: usize = 256;
-/// Rows that scales are decoded of at once.
-const RUN: usize = 64;
 /// Bytes of rows that are worked on together, to stay in the first-level cache.
 const TILE_BYTES: usize = 24 << 10;
+/// How far ahead rows are asked for.
+const AHEAD_BYTES: usize = 8 << 10;
 /// Elements below which one thread is faster.
 const LEAST_ELEMENTS: usize = 1 << 16;
 
@@ -52,13 +62,13 @@ struct Reader<'a> {
 /// One way that rows are stored in.
 struct Form {
     plan: Plan,
-    byte_chunks: Vec<Chunk>,
+    /// Where products are those of integers.
+    ints: Option<IntPlan>,
 }
 
 impl Form {
     fn new(rows: PackedRows) -> Self {
-        let plan = Plan::new(rows);
-        Self { byte_chunks: if plan.multiplies_integers() { plan.byte_chunks() } else { Vec::new() }, plan }
+        Self { ints: IntPlan::new(&rows), plan: Plan::new(rows) }
     }
 }
 
@@ -85,27 +95,36 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// How attention reads keys and values, and the kernels for it, where there are any.
+fn readers(cache: &QuantizedKv) -> Option<(Avx512, Reader<'_>, Reader<'_>)> {
+    let geometry = cache.geometry;
+    let kernels = Avx512::detect().filter(|_| Isa::current() == Isa::Avx512)?;
+    if !matches!(cache.storage, KeyStorage::PostRope) {
+        return None;
+    }
+    let keys = Reader::new(&cache.keys, cache.stage, geometry.kv_heads, geometry.dim_k)?;
+    let values = Reader::new(&cache.values, cache.stage, geometry.kv_heads, geometry.dim_v)?;
+    (!values.sealed.plan.rows.transposed).then_some((kernels, keys, values))
+}
+
+/// Whether there are kernels for a cache on this processor.
+pub(crate) fn covers(cache: &QuantizedKv) -> bool {
+    readers(cache).is_some()
+}
+
 /// Attention of checked queries, where there are kernels for both codecs; false: nothing was done.
 pub(crate) fn attend(cache: &QuantizedKv, request: &Request<'_>, out: &mut [f32], scratch: &Pool) -> bool {
+    let Some((kernels, keys, values)) = readers(cache) else { return false };
     let geometry = cache.geometry;
-    let Some(kernels) = Avx512::detect().filter(|_| Isa::current() == Isa::Avx512) else { return false };
-    if !matches!(cache.storage, KeyStorage::PostRope) {
-        return false;
-    }
-    let Some(keys) = Reader::new(&cache.keys, cache.stage, geometry.kv_heads, geometry.dim_k) else { return false };
-    let Some(values) = Reader::new(&cache.values, cache.stage, geometry.kv_heads, geometry.dim_v) else { return false };
-    if values.sealed.plan.rows.transposed {
-        return false;
-    }
     let fresh = [request.fresh_keys, request.fresh_values].map(|rows| -> Vec<u8> {
         let mut bytes = vec![0; 4 * rows.len()];
         FullPrecision::F32.write(rows, &mut bytes);
         bytes
     });
     let (cached, total) = (cache.keys.len(), request.positions.len());
-    let (mut key_spans, mut value_spans) = (cache.keys.spans(cache.stage), cache.values.spans(cache.stage));
+    let (mut key_spans, mut value_spans) = (cache.keys.spans(), cache.values.spans());
     if total > cached {
-        let fresh_span = |bytes| Span { kind: SpanKind::Fresh, tokens: cached..total, bytes };
+        let fresh_span = |bytes| Span { kind: SpanKind::Fresh, tokens: cached..total, bytes, capacity: None };
         key_spans.push(fresh_span(fresh[0].as_slice()));
         value_spans.push(fresh_span(fresh[1].as_slice()));
     }
@@ -126,9 +145,15 @@ impl Clone for Pool {
 
 #[derive(Debug, Default)]
 struct Buffers {
+    /// `[head][member][token]`, `SPLIT` tokens.
     scores: Vec<f32>,
+    /// `[token][block]`.
     scales: Vec<f32>,
     zeros: Vec<f32>,
+    /// `[block][token]`, `RUN` tokens.
+    turned_scales: Vec<f32>,
+    turned_zeros: Vec<f32>,
+    turned: Turned,
     sums: Vec<f32>,
 }
 
@@ -158,7 +183,9 @@ struct Block {
 struct Prepared {
     sealed: Queries,
     exact: Queries,
-    /// `[channel][member]`, where rows of sealed keys are channels.
+    /// For sealed keys that are integers.
+    ints: Option<IntQueries>,
+    /// `[member][channel]`, where rows of sealed keys are channels.
     weights: Vec<f32>,
     /// What is added to scores of sealed tokens.
     constants: [f32; 4],
@@ -259,20 +286,18 @@ impl Shared<'_> {
                 let row = |member: usize| rows[(member * heads + head) * dim..][..dim].to_vec();
                 (first..first + size).map(row).collect()
             };
-            let slices = |rows: &[Vec<f32>], plan: &Plan| {
-                Queries::new(plan, &rows.iter().map(Vec::as_slice).collect::<Vec<_>>())
-            };
             let (sealed, exact) = (of(&mapped), of(&rows));
-            let weights = if transposed {
-                (0..dim).flat_map(|channel| sealed.iter().map(move |row| row[channel])).collect()
-            } else {
-                Vec::new()
-            };
-            let exact = slices(&exact, &self.keys.exact.plan);
+            let form = &self.keys.sealed;
+            let exact = Queries::new(&self.keys.exact.plan, &exact);
             Prepared {
-                sealed: if transposed { exact.clone() } else { slices(&sealed, &self.keys.sealed.plan) },
+                ints: form.ints.as_ref().map(|plan| IntQueries::new(plan, form.plan.rows.group, &sealed)),
+                sealed: if transposed || form.ints.is_some() {
+                    exact.clone()
+                } else {
+                    Queries::new(&form.plan, &sealed)
+                },
                 exact,
-                weights,
+                weights: if transposed { sealed.concat() } else { Vec::new() },
                 constants: std::array::from_fn(|i| if i < size { constants[(first + i) * heads + head] } else { 0.0 }),
             }
         };
@@ -297,14 +322,10 @@ impl Shared<'_> {
             sums: vec![0.0; heads * block.members],
             ..Partial::default()
         };
-        self.each_pack(block, |head, (first, size), at| {
-            let scores = &mut buffers.scores[at..][..tokens.len().next_multiple_of(LANES) * size];
-            let (mut tops, mut sums) = ([0.0; LANES], [0.0; LANES]);
-            softmax::weigh_scores(scores, size, &mut tops, &mut sums);
-            let place = head * block.members + first;
-            partial.tops[place..place + size].copy_from_slice(&tops[..size]);
-            partial.sums[place..place + size].copy_from_slice(&sums[..size]);
-        });
+        let tops = partial.tops.iter_mut().zip(&mut partial.sums);
+        for (scores, (top, sum)) in buffers.scores.chunks_exact_mut(SPLIT).zip(tops) {
+            softmax::weigh_scores(&mut scores[..tokens.len().next_multiple_of(LANES)], top, sum);
+        }
         self.weigh(block, &tokens, &mut buffers, &mut partial);
         if let Ok(mut pool) = self.pool.0.lock() {
             pool.push(buffers);
@@ -312,47 +333,57 @@ impl Shared<'_> {
         partial
     }
 
-    /// Calls with head, pack, and where the pack's scores start.
-    fn each_pack(&self, block: &Block, mut call: impl FnMut(usize, (usize, usize), usize)) {
+    /// Calls with head and pack.
+    fn each_pack(&self, block: &Block, mut call: impl FnMut(usize, (usize, usize))) {
         for head in 0..self.geometry.kv_heads {
-            for &pack in &block.packs {
-                call(head, pack, (head * block.members + pack.0) * SPLIT);
-            }
+            block.packs.iter().for_each(|&pack| call(head, pack));
         }
     }
 
-    /// Scores of the tokens of a split, `[token][member]` of each pack.
+    /// Scores of the tokens of a split.
     fn score(&self, block: &Block, tokens: &Range<usize>, buffers: &mut Buffers) {
         let runs = runs(&self.key_spans, &self.keys, tokens);
         for (index, run) in runs.iter().enumerate() {
             let form = self.keys.form(run.kind);
-            run.read_meta(self.kernels, &form.plan.rows, buffers);
+            run.read_meta(self.kernels, form, buffers);
             if form.plan.rows.transposed {
                 self.score_transposed(block, tokens, run, buffers);
                 continue;
             }
-            let next = runs.get(index + 1).map_or(&[][..], |next| next.codes);
-            let scores = &mut buffers.scores;
-            run.each_tile(&form.plan.rows, next, &buffers.scales, &buffers.zeros, |head, first, rows| {
-                let mut rows = rows;
-                for (&(member, size), queries) in block.packs.iter().zip(&block.queries[head * block.packs.len()..]) {
-                    let queries = if run.kind == SpanKind::Sealed { &queries.sealed } else { &queries.exact };
-                    let at = (head * block.members + member) * SPLIT + (run.tokens.start + first - tokens.start) * size;
-                    let out = &mut scores[at..at + rows.count * size];
-                    self.kernels.dot(&form.plan, &form.byte_chunks, queries, &rows, out);
-                    rows.ahead = &[];
-                }
-            });
-            if run.kind == SpanKind::Sealed && !self.keys.maps.is_empty() {
-                let count = run.tokens.len();
-                self.each_pack(block, |head, (first, size), at| {
-                    let pack = block.packs.iter().position(|pack| pack.0 == first).unwrap_or(0);
-                    let constants = &block.queries[head * block.packs.len() + pack].constants[..size];
-                    let at = at + (run.tokens.start - tokens.start) * size;
-                    for scores in scores[at..at + count * size].chunks_exact_mut(size) {
-                        scores.iter_mut().zip(constants).for_each(|(score, constant)| *score += constant);
+            let next = runs.get(index + 1);
+            let place = run.tokens.start - tokens.start;
+            let Buffers { scores, turned, .. } = buffers;
+            let packs = |head: usize| block.packs.iter().zip(&block.queries[head * block.packs.len()..]);
+            let start =
+                |head: usize, member: usize, first: usize| (head * block.members + member) * SPLIT + place + first;
+            if let Some(plan) = &form.ints {
+                let meta = (buffers.turned_scales.as_slice(), buffers.turned_zeros.as_slice());
+                run.each_tile(&form.plan.rows, next, Meta::turned(meta), |head, first, rows| {
+                    let packs = packs(head).filter_map(|(&(member, _), queries)| {
+                        Some((queries.ints.as_ref()?, start(head, member, first)))
+                    });
+                    self.kernels.dot_integers(plan, &rows, packs, (scores, SPLIT), turned);
+                });
+            } else {
+                let meta = (buffers.scales.as_slice(), buffers.zeros.as_slice());
+                run.each_tile(&form.plan.rows, next, Meta::by_row(meta), |head, first, mut rows| {
+                    for (&(member, _), queries) in packs(head) {
+                        let queries = if run.kind == SpanKind::Sealed { &queries.sealed } else { &queries.exact };
+                        let out = &mut scores[start(head, member, first)..];
+                        self.kernels.dot(&form.plan, queries, &rows, (out, SPLIT));
+                        rows.ahead = &[];
                     }
                 });
+            }
+            if run.kind == SpanKind::Sealed && !self.keys.maps.is_empty() {
+                for head in 0..self.geometry.kv_heads {
+                    for (&(first, size), queries) in packs(head) {
+                        for (g, constant) in queries.constants[..size].iter().enumerate() {
+                            let scores = &mut scores[start(head, first + g, 0)..][..run.tokens.len()];
+                            scores.iter_mut().for_each(|score| *score += constant);
+                        }
+                    }
+                }
             }
         }
     }
@@ -381,7 +412,7 @@ impl Shared<'_> {
                 sums.clear();
                 sums.resize((plan.vectors + 1) * size * LANES, 0.0);
                 let (sums, zeros) = sums.split_at_mut(plan.vectors * size * LANES);
-                self.kernels.weigh(plan, size, &queries.weights, &rows, (sums, zeros));
+                self.kernels.weigh(plan, size, (&queries.weights, channels), &rows, (sums, zeros));
                 let at = (head * block.members + member) * SPLIT;
                 for g in 0..size {
                     plan.gather(sums, size, g, &mut row);
@@ -389,7 +420,7 @@ impl Shared<'_> {
                     for (index, score) in row.iter().enumerate() {
                         let token = run.tokens.start + index;
                         if run.wanted.contains(&token) {
-                            buffers.scores[at + (token - tokens.start) * size + g] =
+                            buffers.scores[at + g * SPLIT + token - tokens.start] =
                                 score + zeros[index / layout.group] + queries.constants[g];
                         }
                     }
@@ -405,22 +436,18 @@ impl Shared<'_> {
         if request.mask == Mask::Full || (request.mask == Mask::Causal && tokens.end <= first + 1) {
             return;
         }
-        self.each_pack(block, |_, (member, size), at| {
-            for g in 0..size {
-                let own = first + (member + g) / group;
-                for token in tokens.clone() {
-                    let far = match request.mask {
-                        Mask::Sliding(window) => {
-                            request.positions[own].saturating_sub(request.positions[token]) >= window
-                        }
-                        Mask::Causal | Mask::Full => false,
-                    };
-                    if token > own || far {
-                        scores[at + (token - tokens.start) * size + g] = f32::NEG_INFINITY;
-                    }
+        for (index, scores) in scores.chunks_exact_mut(SPLIT).enumerate() {
+            let own = first + index % block.members / group;
+            for (token, score) in tokens.clone().zip(scores) {
+                let far = match request.mask {
+                    Mask::Sliding(window) => request.positions[own].saturating_sub(request.positions[token]) >= window,
+                    Mask::Causal | Mask::Full => false,
+                };
+                if token > own || far {
+                    *score = f32::NEG_INFINITY;
                 }
             }
-        });
+        }
     }
 
     /// Weighted sums of the values of a split.
@@ -439,44 +466,61 @@ impl Shared<'_> {
                 continue;
             }
             // `[head]`, of each pack `[vector][member]`, then `[member]` of what zero points add.
-            let member_sums = (plan.vectors + 1) * LANES;
+            let vectors = form.ints.as_ref().map_or(plan.vectors, IntPlan::registers);
+            let member_sums = (vectors + 1) * LANES;
             let mut sums = std::mem::take(&mut buffers.sums);
             sums.clear();
             sums.resize(heads * block.members * member_sums, 0.0);
             for (index, run) in runs.iter().enumerate().filter(|(_, run)| run.kind == kind) {
-                run.read_meta(self.kernels, &plan.rows, buffers);
-                let next = runs.get(index + 1).map_or(&[][..], |next| next.codes);
-                let scores = &buffers.scores;
-                run.each_tile(&plan.rows, next, &buffers.scales, &buffers.zeros, |head, first, rows| {
-                    let mut rows = rows;
-                    for &(member, size) in &block.packs {
-                        let place = head * block.members + member;
-                        let at = place * SPLIT + (run.tokens.start + first - tokens.start) * size;
-                        let weights = &scores[at..at + rows.count * size];
-                        let sums = &mut sums[place * member_sums..][..size * member_sums];
-                        let (sums, zeros) = sums.split_at_mut(plan.vectors * size * LANES);
-                        self.kernels.weigh(plan, size, weights, &rows, (sums, zeros));
-                        rows.ahead = &[];
-                    }
-                });
-                if keeps_apart && kind == SpanKind::Sealed {
-                    self.each_pack(block, |head, (first, size), at| {
-                        let at = at + (run.tokens.start - tokens.start) * size;
-                        for weights in buffers.scores[at..at + run.tokens.len() * size].chunks_exact(size) {
-                            let masses = &mut partial.masses[head * block.members + first..];
-                            masses.iter_mut().zip(weights).for_each(|(mass, weight)| *mass += weight);
+                run.read_meta(self.kernels, form, buffers);
+                let next = runs.get(index + 1);
+                let place = run.tokens.start - tokens.start;
+                let Buffers { scores, turned, .. } = buffers;
+                let sums_at = |head: usize, (member, size): (usize, usize)| {
+                    let at = (head * block.members + member) * member_sums;
+                    at..at + size * member_sums
+                };
+                let weights_of = |head: usize, member: usize, first| {
+                    &scores[(head * block.members + member) * SPLIT + place + first..]
+                };
+                if let Some(plan) = &form.ints {
+                    let meta = (buffers.turned_scales.as_slice(), buffers.turned_zeros.as_slice());
+                    run.each_tile(&form.plan.rows, next, Meta::turned(meta), |head, first, rows| {
+                        self.kernels.turn_values(plan, &rows, turned);
+                        for &(member, size) in &block.packs {
+                            let weights = (weights_of(head, member, first), SPLIT);
+                            let sums = sums[sums_at(head, (member, size))].split_at_mut(vectors * size * LANES);
+                            self.kernels.weigh_integers(plan, size, weights, &rows, sums, turned);
                         }
                     });
+                } else {
+                    let meta = (buffers.scales.as_slice(), buffers.zeros.as_slice());
+                    run.each_tile(&plan.rows, next, Meta::by_row(meta), |head, first, mut rows| {
+                        for &(member, size) in &block.packs {
+                            let weights = (weights_of(head, member, first), SPLIT);
+                            let sums = sums[sums_at(head, (member, size))].split_at_mut(vectors * size * LANES);
+                            self.kernels.weigh(plan, size, weights, &rows, sums);
+                            rows.ahead = &[];
+                        }
+                    });
+                }
+                if keeps_apart && kind == SpanKind::Sealed {
+                    for (mass, weights) in partial.masses.iter_mut().zip(buffers.scores.chunks_exact(SPLIT)) {
+                        *mass += weights[place..place + run.tokens.len()].iter().sum::<f32>();
+                    }
                 }
             }
             let out = if keeps_apart && kind == SpanKind::Sealed { &mut partial.sealed } else { &mut partial.exact };
             let mut row = vec![0.0; dim];
-            self.each_pack(block, |head, (member, size), _| {
+            self.each_pack(block, |head, (member, size)| {
                 let place = head * block.members + member;
                 let sums = &sums[place * member_sums..][..size * member_sums];
-                let zeros = &sums[plan.vectors * size * LANES..];
+                let zeros = &sums[vectors * size * LANES..];
                 for g in 0..size {
-                    plan.gather(sums, size, g, &mut row);
+                    match &form.ints {
+                        Some(plan) => plan.gather(sums, size, g, &mut row),
+                        None => plan.gather(sums, size, g, &mut row),
+                    }
                     let out = &mut out[(place + g) * dim..][..dim];
                     let groups = row.chunks(plan.rows.group).zip(out.chunks_mut(plan.rows.group));
                     for ((row, out), zero) in groups.zip(&zeros[g * LANES..]) {
@@ -551,13 +595,22 @@ struct Run<'a> {
     /// Its tokens; of a transposed unit all, also such that are not wanted.
     tokens: Range<usize>,
     wanted: Range<usize>,
-    /// The units that it lies in, one or, where units are tokens, many.
-    units: &'a [u8],
-    /// The first row's place in its unit.
-    first_row: usize,
     /// From the first row on.
     codes: &'a [u8],
     stride: usize,
+    /// Bytes from the codes of a head to those of the next.
+    head_stride: usize,
+    meta: MetaBytes<'a>,
+}
+
+/// Where scales and zero points are.
+enum MetaBytes<'a> {
+    /// What follows the codes of a unit, and the place of the first row in it.
+    Unit(&'a [u8], usize),
+    /// The same of units of one row, from the first row's on, and the bytes from one to the next.
+    Units(&'a [u8], usize),
+    /// Halves by group, those of tokens side by side, from the first row's on, and halves from one group to the next.
+    Halves(&'a [u8], usize),
 }
 
 /// The runs of a split.
@@ -565,72 +618,131 @@ fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<usize>) -> V
     let mut runs = Vec::new();
     for span in spans {
         let (start, end) = (tokens.start.max(span.tokens.start), tokens.end.min(span.tokens.end));
-        let layout = &reader.form(span.kind).plan.rows;
+        let form = reader.form(span.kind);
+        let layout = &form.plan.rows;
         let unit_tokens = if layout.transposed { layout.columns } else { layout.rows };
+        let (kind, bytes, unit_bytes, row_bytes) = (span.kind, span.bytes, layout.unit_bytes, layout.row_bytes);
+        let head_bytes = layout.head_bytes();
         let mut at = start;
         while at < end {
             let place = at - span.tokens.start;
-            let (kind, bytes) = (span.kind, span.bytes);
-            let (run, next) = if unit_tokens == 1 {
-                let next = end.min(at + RUN);
-                let units = &bytes[place * layout.unit_bytes..(next - span.tokens.start) * layout.unit_bytes];
-                let wanted = at..next;
-                (
-                    Run {
-                        kind,
-                        tokens: at..next,
-                        wanted,
-                        units,
-                        first_row: 0,
-                        codes: units,
-                        stride: layout.unit_bytes,
+            let run = if let Some(capacity) = span.capacity {
+                let meta = &bytes[row_bytes * capacity..];
+                let rest = unit_bytes - row_bytes;
+                Run {
+                    kind,
+                    tokens: at..end.min(at + RUN),
+                    wanted: at..end.min(at + RUN),
+                    codes: &bytes[place * head_bytes..row_bytes * capacity],
+                    stride: head_bytes,
+                    head_stride: head_bytes * capacity,
+                    meta: if form.ints.is_some() && layout.has_plain_halves() {
+                        MetaBytes::Halves(&meta[2 * place..], capacity)
+                    } else {
+                        MetaBytes::Units(&meta[place * rest..], rest)
                     },
-                    next,
-                )
+                }
+            } else if unit_tokens == 1 {
+                let next = end.min(at + RUN);
+                let units = &bytes[place * unit_bytes..(next - span.tokens.start) * unit_bytes];
+                Run {
+                    kind,
+                    tokens: at..next,
+                    wanted: at..next,
+                    codes: units,
+                    stride: unit_bytes,
+                    head_stride: head_bytes,
+                    meta: MetaBytes::Units(&units[row_bytes..], unit_bytes),
+                }
             } else {
                 let (unit, first_row) = (place / unit_tokens, place % unit_tokens);
-                let units = &bytes[unit * layout.unit_bytes..(unit + 1) * layout.unit_bytes];
+                let (codes, meta) = bytes[unit * unit_bytes..(unit + 1) * unit_bytes].split_at(layout.rows * row_bytes);
                 let unit_end = at - first_row + unit_tokens;
-                let (tokens, next, first_row) = if layout.transposed {
-                    (at - first_row..unit_end, end.min(unit_end), 0)
+                let (tokens, wanted, first_row) = if layout.transposed {
+                    (at - first_row..unit_end, at..end.min(unit_end), 0)
                 } else {
-                    let next = end.min(unit_end).min(at + RUN);
-                    (at..next, next, first_row)
+                    let some = at..end.min(unit_end).min(at + RUN);
+                    (some.clone(), some, first_row)
                 };
-                let codes = &units[first_row * layout.row_bytes..layout.rows * layout.row_bytes];
-                (Run { kind, tokens, wanted: at..next, units, first_row, codes, stride: layout.row_bytes }, next)
+                Run {
+                    kind,
+                    tokens,
+                    wanted,
+                    codes: &codes[first_row * row_bytes..],
+                    stride: row_bytes,
+                    head_stride: head_bytes,
+                    meta: MetaBytes::Unit(meta, first_row),
+                }
             };
+            at = run.wanted.end;
             runs.push(run);
-            at = next;
         }
     }
     runs
 }
 
+/// Scales and zero points of the rows of a run.
+struct Meta<'a> {
+    scales: &'a [f32],
+    zeros: &'a [f32],
+    /// Whether tokens of a block lie side by side.
+    turned: bool,
+}
+
+impl<'a> Meta<'a> {
+    /// `[block][token]`.
+    fn turned((scales, zeros): (&'a [f32], &'a [f32])) -> Self {
+        Self { scales, zeros, turned: true }
+    }
+
+    /// `[token][block]`.
+    fn by_row((scales, zeros): (&'a [f32], &'a [f32])) -> Self {
+        Self { scales, zeros, turned: false }
+    }
+}
+
 impl<'a> Run<'a> {
-    fn read_meta(&self, kernels: Avx512, layout: &PackedRows, buffers: &mut Buffers) {
-        let Buffers { scales, zeros, .. } = buffers;
+    fn read_meta(&self, kernels: Avx512, form: &Form, buffers: &mut Buffers) {
+        let layout = &form.plan.rows;
+        let Buffers { scales, zeros, turned_scales, turned_zeros, .. } = buffers;
         scales.clear();
         zeros.clear();
         if !layout.has_scales() {
+            if form.ints.is_some() {
+                turned_scales.clear();
+                turned_scales.resize(layout.row_blocks() * RUN, 1.0);
+                turned_zeros.clear();
+            }
             return;
         }
-        if layout.transposed {
-            layout.read_meta(self.units, 0, layout.rows, scales, zeros);
-        } else if layout.rows == 1 {
-            let (count, blocks) = (self.tokens.len(), layout.row_blocks());
-            if let Some((scale_at, zero_at)) = layout.plain_halves() {
-                scales.resize(count * blocks, 0.0);
-                kernels.read_halves(&self.units[scale_at..], layout.unit_bytes, count, scales);
-                if let Some(zero_at) = zero_at {
-                    zeros.resize(count * blocks, 0.0);
-                    kernels.read_halves(&self.units[zero_at..], layout.unit_bytes, count, zeros);
+        let (width, count) = (layout.row_blocks(), self.tokens.len());
+        match self.meta {
+            MetaBytes::Halves(halves, stride) => {
+                turned_scales.resize(width * RUN, 0.0);
+                kernels.read_halves(halves, stride, count, turned_scales);
+                turned_zeros.resize(if layout.has_zeros() { width * RUN } else { 0 }, 0.0);
+                if layout.has_zeros() {
+                    kernels.read_halves(&halves[2 * width * stride..], stride, count, turned_zeros);
                 }
-            } else {
-                self.units.chunks_exact(layout.unit_bytes).for_each(|unit| layout.read_meta(unit, 0, 1, scales, zeros));
+                return;
             }
-        } else {
-            layout.read_meta(self.units, self.first_row, self.tokens.len(), scales, zeros);
+            MetaBytes::Units(units, stride) => {
+                let rest = layout.unit_bytes - layout.row_bytes;
+                let units = units.chunks(stride).take(count);
+                units.for_each(|unit| layout.read_meta(&unit[..rest], 0, 1, scales, zeros));
+            }
+            MetaBytes::Unit(unit, first) => {
+                let rows = if layout.transposed { layout.rows } else { count };
+                layout.read_meta(unit, first, rows, scales, zeros);
+            }
+        }
+        if form.ints.is_some() {
+            turned_scales.resize(width * RUN, 0.0);
+            kernels.turn_meta(scales, width, count, turned_scales);
+            turned_zeros.resize(if layout.has_zeros() { width * RUN } else { 0 }, 0.0);
+            if layout.has_zeros() {
+                kernels.turn_meta(zeros, width, count, turned_zeros);
+            }
         }
         scales.extend([0.0; LANES]);
         if layout.has_zeros() {
@@ -642,40 +754,67 @@ impl<'a> Run<'a> {
     fn each_tile(
         &self,
         layout: &PackedRows,
-        next: &'a [u8],
-        scales: &[f32],
-        zeros: &[f32],
+        next: Option<&Run<'a>>,
+        meta: Meta<'_>,
         mut call: impl FnMut(usize, usize, Rows<'_>),
     ) {
         let count = self.tokens.len();
-        let tile = (TILE_BYTES / self.stride / LANES * LANES).clamp(LANES, RUN);
+        let by_head = self.head_stride > self.stride;
+        let few = (TILE_BYTES / self.stride / LANES * LANES).clamp(LANES, RUN);
+        let tile = if meta.turned || by_head { RUN } else { few };
         let (row_blocks, blocks) = (layout.row_blocks(), layout.blocks());
         for first in (0..count).step_by(tile) {
             let rows = tile.min(count - first);
-            let piece = rows * self.stride / layout.heads;
-            let ahead_step = (piece / rows).next_multiple_of(64);
             for head in 0..layout.heads {
-                let meta = first * row_blocks + head * blocks;
-                // The same part of what follows this tile.
-                let soon = (first + rows) * self.stride + head * piece;
-                let end = count * self.stride;
-                let ahead = if soon < end {
-                    self.codes.get(soon..end.min(soon + piece))
+                let (place, meta_stride) = if meta.turned {
+                    (head * blocks * RUN + first, RUN)
                 } else {
-                    next.get(soon - end..next.len().min(soon - end + piece))
+                    (first * row_blocks + head * blocks, row_blocks)
+                };
+                let (ahead, ahead_step) = if by_head {
+                    (self.head_ahead(head, rows, layout.heads, next), self.stride)
+                } else {
+                    self.part_ahead(first + rows, head, rows, layout.heads, next)
                 };
                 let rows = Rows {
-                    codes: &self.codes[first * self.stride + head * layout.head_bytes()..],
+                    codes: &self.codes[first * self.stride + head * self.head_stride..],
                     stride: self.stride,
                     count: rows,
-                    scales: scales.get(meta..).unwrap_or_default(),
-                    zeros: zeros.get(meta..).unwrap_or_default(),
-                    meta_stride: row_blocks,
-                    ahead: ahead.unwrap_or_default(),
+                    scales: meta.scales.get(place..).unwrap_or_default(),
+                    zeros: meta.zeros.get(place..).unwrap_or_default(),
+                    meta_stride,
+                    ahead,
                     ahead_step,
                 };
                 call(head, first, rows);
             }
         }
+    }
+
+    /// Where the rows of one head lie side by side: those of a head that comes soon.
+    fn head_ahead(&self, head: usize, rows: usize, heads: usize, next: Option<&Run<'a>>) -> &'a [u8] {
+        let soon = head + AHEAD_BYTES.div_ceil(rows * self.stride);
+        let codes = if soon < heads {
+            self.codes.get(soon * self.head_stride..)
+        } else {
+            next.and_then(|next| next.codes.get((soon - heads) * next.head_stride..))
+        };
+        codes.unwrap_or_default()
+    }
+
+    /// Where heads of a row lie side by side: of the rows that follow `after` a part, and what of it each row asks for.
+    fn part_ahead(
+        &self,
+        after: usize,
+        head: usize,
+        rows: usize,
+        heads: usize,
+        next: Option<&Run<'a>>,
+    ) -> (&'a [u8], usize) {
+        let piece = rows * self.stride / heads;
+        let (soon, end) = (after * self.stride + head * piece, self.tokens.len() * self.stride);
+        let codes =
+            if soon < end { self.codes.get(soon..) } else { next.and_then(|next| next.codes.get(soon - end..)) };
+        (codes.unwrap_or_default(), (piece / rows).next_multiple_of(64))
     }
 }

@@ -48,6 +48,7 @@ mod fused;
 mod geometry;
 mod kernels;
 mod layer;
+mod lines;
 mod method;
 mod pack;
 mod packed;

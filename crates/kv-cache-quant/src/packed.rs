@@ -1,6 +1,7 @@
 //! How sealed rows lie in bytes, for attention that reads codes instead of decoded rows.
 
 use crate::kernels;
+use crate::pages::Cut;
 use quant_core::{Element, FloatKind, Format, IntRule, Layout, NvRule, Overflow, Scale, ScaleType};
 
 /// Where codes, scales and zero points of sealed units lie: what [`Codec::packed`](crate::Codec::packed) tells attention.
@@ -181,21 +182,33 @@ impl PackedRows {
         }
     }
 
-    /// Where scales, and values of code 0 where there are any, start in a unit of one row, if they are f16 and nothing
-    /// more.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) fn plain_halves(&self) -> Option<(usize, Option<usize>)> {
-        match self.meta {
-            Meta::Sections { scale: Stored::Float(ScaleType::F16), zero, second: false, factor: 1.0 } => {
-                let zero_at = self.row_bytes + 2 * self.row_blocks();
-                match zero {
-                    Zero::None => Some((self.row_bytes, None)),
-                    Zero::Float => Some((self.row_bytes, Some(zero_at))),
-                    Zero::Code { .. } => None,
-                }
-            }
-            _ => None,
+    /// Whether scales, and values of code 0 where there are any, are f16 and nothing more.
+    pub(crate) fn has_plain_halves(&self) -> bool {
+        let float = ScaleType::F16;
+        matches!(
+            self.meta,
+            Meta::Sections {
+                scale: Stored::Float(kind),
+                zero: Zero::None | Zero::Float,
+                second: false,
+                factor: 1.0
+            } if kind == float
+        )
+    }
+
+    /// How pages cut units of one row: the codes of each head, then each scale where kernels take those of many tokens
+    /// at once, else whatever follows the codes.
+    pub(crate) fn cut(&self) -> Cut {
+        if self.rows != 1 || self.transposed {
+            return Cut::default();
         }
+        let mut pieces = vec![[self.head_bytes(), self.heads]];
+        let rest = self.unit_bytes - self.row_bytes;
+        if rest > 0 {
+            let halves = matches!(self.coding, Coding::Int { .. }) && self.has_plain_halves();
+            pieces.push(if halves { [2, rest / 2] } else { [rest, 1] });
+        }
+        Cut(pieces)
     }
 
     /// Bytes of the codes of a row of one head.
@@ -203,11 +216,11 @@ impl PackedRows {
         self.columns * self.coding.bits() / 8
     }
 
-    /// Reads scales and the values of code 0 of rows `first..first + count` of a unit, `[count, row_blocks]` and some
+    /// Reads, from what follows the codes of a unit, scales and the values of code 0 of rows `first..first + count` of a unit, `[count, row_blocks]` and some
     /// values more, so that 16 can be read from anywhere.
     pub(crate) fn read_meta(
         &self,
-        unit: &[u8],
+        bytes: &[u8],
         first: usize,
         count: usize,
         scales: &mut Vec<f32>,
@@ -219,7 +232,6 @@ impl PackedRows {
         if self.has_zeros() {
             zeros.resize(base + blocks, 0.0);
         }
-        let Some(bytes) = unit.get(self.rows * self.row_bytes..) else { return };
         let (scales, all) = (&mut scales[base..], self.rows * self.row_blocks());
         match self.meta {
             Meta::None => {}
@@ -254,7 +266,7 @@ impl PackedRows {
                         }
                     }
                 }
-                let tail = unit.len().checked_sub(4).and_then(|at| unit.get(at..)).unwrap_or_default();
+                let tail = rest.len().checked_sub(4).and_then(|at| rest.get(at..)).unwrap_or_default();
                 let unit_scale = match tail {
                     [a, b, c, d] if second => f32::from_le_bytes([*a, *b, *c, *d]),
                     _ => 1.0,

@@ -59,6 +59,8 @@ pub(crate) struct Span<'a> {
     pub(crate) kind: SpanKind,
     pub(crate) tokens: Range<usize>,
     pub(crate) bytes: &'a [u8],
+    /// Where units are cut into pieces: units that there is room for.
+    pub(crate) capacity: Option<usize>,
 }
 
 /// How the rows of a span are stored.
@@ -82,7 +84,8 @@ impl Side {
         let (unit, width) = (codec.unit(), codec.width());
         let page_units = policy.page_tokens.div_ceil(unit).max(1);
         let ring = Ring::new(policy.precision, width, policy.window + policy.spare + unit - 1);
-        Self { stream, codec, policy, sinks: Vec::new(), pages: Pages::new(page_units), ring }
+        let cut = if codec.stages() == 1 { codec.packed(0).map(|rows| rows.cut()) } else { None };
+        Self { stream, codec, policy, sinks: Vec::new(), pages: Pages::new(page_units, cut.unwrap_or_default()), ring }
     }
 
     pub(crate) fn codec(&self) -> &dyn Codec {
@@ -208,21 +211,25 @@ impl Side {
     }
 
     /// The bytes of all tokens, in order.
-    pub(crate) fn spans(&self, stage: usize) -> Vec<Span<'_>> {
+    pub(crate) fn spans(&self) -> Vec<Span<'_>> {
         let mut spans = Vec::with_capacity(self.pages.page_count() + 3);
         let mut first = 0;
         let mut push = |kind, count: usize, bytes| {
             if count > 0 {
-                spans.push(Span { kind, tokens: first..first + count, bytes });
+                spans.push(Span { kind, tokens: first..first + count, bytes, capacity: None });
             }
             first += count;
         };
         push(SpanKind::Exact, self.sinks(), self.sinks.as_slice());
         for page in 0..self.pages.page_count() {
-            let bytes = self.pages.page_bytes(page, self.unit_bytes(stage));
-            push(SpanKind::Sealed, self.pages.page_units(page) * self.codec.unit(), bytes);
+            let (units, bytes) = (self.pages.page_units(page), self.pages.raw(page));
+            push(SpanKind::Sealed, units * self.codec.unit(), bytes);
         }
         self.ring.live_parts().into_iter().for_each(|rows| push(SpanKind::Exact, rows.len() / self.row_bytes(), rows));
+        if self.pages.is_cut() {
+            let sealed = spans.iter_mut().filter(|span| span.kind == SpanKind::Sealed);
+            sealed.for_each(|span| span.capacity = Some(self.pages.page_capacity()));
+        }
         spans
     }
 
@@ -253,7 +260,7 @@ impl Side {
             Place::Sinks => self.policy.precision.read(&self.sinks, out),
             Place::Page(page) => {
                 let units = self.pages.page_bytes(page, self.unit_bytes(stage));
-                self.codec.open(units, self.stage(stage), out)?;
+                self.codec.open(&units, self.stage(stage), out)?;
             }
             Place::Ring(row) => {
                 out.chunks_exact_mut(width).enumerate().for_each(|(at, out)| self.ring.read_live(row + at, out));
@@ -265,7 +272,7 @@ impl Side {
     /// The latents of a stretch of sealed tokens, `[tokens, width of a latent]`.
     pub(crate) fn decode_latents(&self, chunk: &Chunk, codec: &Cskv, out: &mut [f32]) -> Result<(), Error> {
         let Place::Page(page) = chunk.place else { return Ok(()) };
-        Ok(codec.open_latents(self.pages.page_bytes(page, self.unit_bytes(0)), out)?)
+        Ok(codec.open_latents(&self.pages.page_bytes(page, self.unit_bytes(0)), out)?)
     }
 
     /// Decodes any range of tokens.
@@ -330,7 +337,7 @@ impl Side {
         let unit_bytes = self.unit_bytes(stage);
         let mut rows = vec![0.0; unit * self.codec.width()];
         if let Some(bytes) = self.pages.unit(whole, unit_bytes) {
-            self.codec.open(bytes, self.stage(stage), &mut rows)?;
+            self.codec.open(&bytes, self.stage(stage), &mut rows)?;
         }
         let limit = self.policy.precision.limit();
         rows.iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
@@ -409,7 +416,7 @@ impl Side {
     pub(crate) fn write(&self, stage: usize, out: &mut dyn std::io::Write) -> Result<(), Error> {
         out.write_all(&self.sinks)?;
         for page in 0..self.pages.page_count() {
-            out.write_all(self.pages.page_bytes(page, self.unit_bytes(stage)))?;
+            out.write_all(&self.pages.page_bytes(page, self.unit_bytes(stage)))?;
         }
         (0..self.ring.held()).try_for_each(|at| out.write_all(self.ring.bytes(at)))?;
         Ok(())

@@ -107,7 +107,7 @@ fn attention_equals_attention_over_the_decoded_rows() {
             cache.attend(&Attention { mask, ..Attention::of(&queries) }, &mut out, &mut Workspace::default()).unwrap();
             let expected = attention(g, &queries, &decoded(&cache), mask);
             for (x, y) in out.iter().zip(&expected) {
-                // Queries that meet integers have 16 bits.
+                // Queries and weights that meet integers have 16 bits.
                 assert!((f64::from(*x) - y).abs() < 2e-4, "{}, {dim}: {x} not {y}", case.name);
             }
         }

@@ -1,10 +1,11 @@
 //! Products with packed rows in AVX-512.
 //!
-//! Integers are multiplied by the two bytes of each query element in 32-bit sums (VNNI), everything else is turned into
-//! f32 in registers: 4-bit codes by a permutation of a table of 16, which looks at the low four bits of each lane only,
-//! 2-bit codes by a table that repeats every 4 entries.
+//! Codes are turned into f32 in registers: those of 4 bits by a permutation of a table of 16, which looks at the low four
+//! bits of each lane only, those of 2 bits by a table that repeats every 4 entries. Integers have kernels of their own,
+//! in [`super::kernels`], but where rows are channels.
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
+use super::ints::RUN;
 use super::plan::{Chunk, LANES, Plan, Queries};
 use crate::packed::Coding;
 use std::arch::x86_64::*;
@@ -42,52 +43,31 @@ impl Avx512 {
         found.then_some(Self(()))
     }
 
-    /// Reads `out.len() / count` values of f16 from the start of each of `count` rows `stride` bytes apart.
-    pub(super) fn read_halves(self, bytes: &[u8], stride: usize, count: usize, out: &mut [f32]) {
+    /// Reads `count` halves of each group, `stride` from one group to the next, to `[group][RUN]`.
+    pub(super) fn read_halves(self, halves: &[u8], stride: usize, count: usize, out: &mut [f32]) {
         // SAFETY: a value of `Self` proves the instructions.
-        unsafe { read_halves_of(bytes, stride, count, out) }
+        unsafe { read_halves_of(halves, stride, count, out) }
     }
 
-    /// `out[row][member] = query · row`.
-    pub(super) fn dot(self, plan: &Plan, chunks: &[Chunk], queries: &Queries, rows: &Rows<'_>, out: &mut [f32]) {
-        macro_rules! members {
-            ($call:ident, [$($const:literal),*], $($arg:expr),*) => {
-                // SAFETY: a value of `Self` proves the instructions.
-                unsafe {
-                    match queries.members {
-                        1 => $call::<$($const,)* 1>($($arg),*),
-                        2 => $call::<$($const,)* 2>($($arg),*),
-                        _ => $call::<$($const,)* 4>($($arg),*),
-                    }
-                }
-            };
-        }
-        match plan.rows.coding {
-            Coding::Int { bits, signed } => match (bits, plan.passes, signed) {
-                (2, 1, false) => members!(dot_ints, [2, 1, false], plan, chunks, queries, rows, out),
-                (2, 1, true) => members!(dot_ints, [2, 1, true], plan, chunks, queries, rows, out),
-                (2, 2, false) => members!(dot_ints, [2, 2, false], plan, chunks, queries, rows, out),
-                (2, 2, true) => members!(dot_ints, [2, 2, true], plan, chunks, queries, rows, out),
-                (2, _, false) => members!(dot_ints, [2, 4, false], plan, chunks, queries, rows, out),
-                (2, _, true) => members!(dot_ints, [2, 4, true], plan, chunks, queries, rows, out),
-                (4, 1, false) => members!(dot_ints, [4, 1, false], plan, chunks, queries, rows, out),
-                (4, 1, true) => members!(dot_ints, [4, 1, true], plan, chunks, queries, rows, out),
-                (4, _, false) => members!(dot_ints, [4, 2, false], plan, chunks, queries, rows, out),
-                (4, _, true) => members!(dot_ints, [4, 2, true], plan, chunks, queries, rows, out),
-                (_, _, false) => members!(dot_ints, [8, 1, false], plan, chunks, queries, rows, out),
-                (_, _, true) => members!(dot_ints, [8, 1, true], plan, chunks, queries, rows, out),
-            },
-            _ => members!(dot_floats_of, [], plan, queries, rows, out),
+    /// `out[member · stride + row] = query · row`.
+    pub(super) fn dot(self, plan: &Plan, queries: &Queries, rows: &Rows<'_>, (out, stride): (&mut [f32], usize)) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe {
+            match queries.members {
+                1 => dot_floats_of::<1>(plan, queries, rows, out, stride),
+                2 => dot_floats_of::<2>(plan, queries, rows, out, stride),
+                _ => dot_floats_of::<4>(plan, queries, rows, out, stride),
+            }
         }
     }
 
-    /// `sums[vector][member] += Σ_row weights[row][member] · row` without the values of code 0, whose part
-    /// `Σ_row weights[row][member] · zero` is added to `zeros[member][block]`.
+    /// `sums[vector][member] += Σ_row weights[member · stride + row] · row` without the values of code 0, whose part is
+    /// added to `zeros[member][block]`.
     pub(super) fn weigh(
         self,
         plan: &Plan,
         members: usize,
-        weights: &[f32],
+        weights: (&[f32], usize),
         rows: &Rows<'_>,
         (sums, zeros): (&mut [f32], &mut [f32]),
     ) {
@@ -102,16 +82,14 @@ impl Avx512 {
     }
 }
 
-/// Reads `out.len() / count` values of f16 from the start of each of `count` rows `stride` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn read_halves_of(bytes: &[u8], stride: usize, count: usize, out: &mut [f32]) {
-    let width = out.len() / count.max(1);
-    for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
-        let bytes = &bytes[row * stride..][..2 * width];
-        for (bytes, out) in bytes.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
-            let mask = u16::MAX >> (LANES - out.len()).min(15);
-            // SAFETY: the mask names the values that `out` has room for, and `bytes` has as many.
-            let halves = unsafe { _mm256_maskz_loadu_epi16(mask, bytes.as_ptr().cast()) };
+fn read_halves_of(halves: &[u8], stride: usize, count: usize, out: &mut [f32]) {
+    for (group, out) in out.chunks_exact_mut(RUN).enumerate() {
+        let halves = &halves[2 * group * stride..][..2 * count];
+        for (halves, out) in halves.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
+            let mask = u16::MAX >> (LANES - halves.len() / 2).min(15);
+            // SAFETY: the mask names the halves that there are.
+            let halves = unsafe { _mm256_maskz_loadu_epi16(mask, halves.as_ptr().cast()) };
             store(_mm512_cvtph_ps(halves), out);
         }
     }
@@ -119,7 +97,7 @@ fn read_halves_of(bytes: &[u8], stride: usize, count: usize, out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_floats(values: &[f32], at: usize) -> __m512 {
+pub(super) fn load_floats(values: &[f32], at: usize) -> __m512 {
     let values = &values[at..at + LANES];
     // SAFETY: 16 values.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
@@ -127,17 +105,9 @@ fn load_floats(values: &[f32], at: usize) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_words(words: &[u32; LANES]) -> __m512i {
+pub(super) fn load_words(words: &[u32; LANES]) -> __m512i {
     // SAFETY: 16 words.
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_bytes(bytes: &[i8], at: usize) -> __m512i {
-    let bytes = &bytes[at..at + 64];
-    // SAFETY: 64 bytes.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
 /// The words of a chunk, repeated as often as the plan says, each lane shifted to its first code.
@@ -159,13 +129,16 @@ fn load_chunk(row: &[u8], chunk: &Chunk, copies: usize, shifts: __m512i) -> __m5
     _mm512_srlv_epi32(words, shifts)
 }
 
-/// Asks for what is needed soon, a part a row.
+/// Asks for what is needed soon: the part of some rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch(rows: &Rows<'_>, row: usize) {
-    let (mut at, end) = (row * rows.ahead_step, rows.ahead.len().min((row + 1) * rows.ahead_step));
-    while at < end {
-        _mm_prefetch::<_MM_HINT_T1>(rows.ahead.as_ptr().wrapping_add(at).cast());
+pub(super) fn prefetch(rows: &Rows<'_>, first: usize, count: usize) {
+    let from = rows.ahead.as_ptr().wrapping_add(first * rows.ahead_step);
+    // A hint about an address that is not there is no fault.
+    let bytes = if rows.ahead.is_empty() { 0 } else { count * rows.ahead_step };
+    let mut at = 0;
+    while at < bytes {
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast());
         at += 64;
     }
 }
@@ -227,72 +200,10 @@ fn sum_each(parts: &[__m512; LANES]) -> __m512 {
 /// Writes as many lanes as there is room for.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(values: __m512, out: &mut [f32]) {
+pub(super) fn store(values: __m512, out: &mut [f32]) {
     let mask = if out.len() >= LANES { u16::MAX } else { (1 << out.len()) - 1 };
     // SAFETY: as many lanes as `out` has room for.
     unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, values) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dot_ints<const BITS: u32, const PASSES: usize, const SIGNED: bool, const G: usize>(
-    plan: &Plan,
-    chunks: &[Chunk],
-    queries: &Queries,
-    rows: &Rows<'_>,
-    out: &mut [f32],
-) {
-    let repeat = |code: u8| match BITS {
-        2 => code * 0x55,
-        4 => code * 0x11,
-        _ => code,
-    };
-    let code_mask = _mm512_set1_epi8((u8::MAX >> (8 - BITS)).cast_signed());
-    let sign = _mm512_set1_epi8(repeat(1 << (BITS - 1)).cast_signed());
-    // Code 0, once its sign bit is flipped, stands for −2^(b − 1) scales.
-    let lowest = _mm512_set1_ps(-f32::from(1_u8 << (BITS - 1)));
-    let shifts = load_words(&plan.byte_shifts);
-    let (steps, per_tile) = (load_floats(&queries.steps, 0), LANES / G);
-    let head_bytes = plan.rows.head_bytes();
-    for (tile, out) in out[..rows.count * G].chunks_mut(LANES).enumerate() {
-        let mut parts = [_mm512_setzero_ps(); LANES];
-        for (row, parts) in (tile * per_tile..rows.count).zip(parts.as_chunks_mut::<G>().0) {
-            prefetch(rows, row);
-            let codes = &rows.codes[row * rows.stride..][..head_bytes];
-            let scales = load_floats(rows.scales, row * rows.meta_stride);
-            for (index, chunk) in chunks.iter().enumerate() {
-                let mut words = load_chunk(codes, chunk, plan.copies, shifts);
-                if SIGNED {
-                    words = _mm512_xor_si512(words, sign);
-                }
-                let shifted = if BITS == 8 { [words; MOST] } else { skip_codes::<BITS>(words) };
-                let (mut high, mut low) = ([_mm512_setzero_si512(); G], [_mm512_setzero_si512(); G]);
-                for (pass, &shifted) in shifted.iter().enumerate().take(PASSES) {
-                    let codes = _mm512_and_si512(shifted, code_mask);
-                    for g in 0..G {
-                        let at = ((index * PASSES + pass) * G + g) * 128;
-                        high[g] = _mm512_dpbusd_epi32(high[g], codes, load_bytes(&queries.bytes, at));
-                        low[g] = _mm512_dpbusd_epi32(low[g], codes, load_bytes(&queries.bytes, at + 64));
-                    }
-                }
-                let scale = _mm512_permutexvar_ps(load_words(&chunk.blocks), scales);
-                for g in 0..G {
-                    let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g]), low[g]);
-                    parts[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, parts[g]);
-                }
-            }
-            if SIGNED || !rows.zeros.is_empty() {
-                let zeros = if SIGNED {
-                    _mm512_mul_ps(scales, lowest)
-                } else {
-                    load_floats(rows.zeros, row * rows.meta_stride)
-                };
-                for (part, blocks) in parts.iter_mut().zip(&queries.blocks) {
-                    *part = _mm512_fmadd_ps(zeros, load_floats(blocks, 0), *part);
-                }
-            }
-        }
-        store(_mm512_mul_ps(sum_each(&parts), steps), out);
-    }
 }
 
 /// Calls a kernel with two closures: one reads what the vectors of a chunk from some vector on share, one values of up to
@@ -303,17 +214,28 @@ macro_rules! with_reader {
         let columns = plan.rows.columns;
         let nothing = |_: &[u8], _: &Chunk, _| _mm512_setzero_si512();
         let table = load_floats(&plan.table, 0);
-        // The lanes of a vector that are elements.
+        // The lanes of a vector that are elements, where it is not whole.
         let mask = |vector: usize| u16::MAX >> (LANES - (columns - vector * LANES).min(LANES)).min(15);
+        let whole = |vector: usize| (vector + 1) * LANES <= columns;
         let bytes = |row: &[u8], vector: usize| {
-            let some = &row[vector * LANES..columns.min((vector + 1) * LANES)];
-            // SAFETY: the mask names the bytes of the slice.
-            unsafe { _mm_maskz_loadu_epi8(mask(vector), some.as_ptr().cast()) }
+            debug_assert!(vector * LANES < columns && columns <= row.len());
+            // SAFETY: vectors have elements, and rows all of their bytes: the kernels below cut them so.
+            unsafe {
+                let from = row.as_ptr().add(vector * LANES);
+                if whole(vector) { _mm_loadu_si128(from.cast()) } else { _mm_maskz_loadu_epi8(mask(vector), from.cast()) }
+            }
         };
         let halves = |row: &[u8], vector: usize| {
-            let some = &row[2 * vector * LANES..2 * columns.min((vector + 1) * LANES)];
+            debug_assert!(vector * LANES < columns && 2 * columns <= row.len());
             // SAFETY: as above.
-            unsafe { _mm256_maskz_loadu_epi16(mask(vector), some.as_ptr().cast()) }
+            unsafe {
+                let from = row.as_ptr().add(2 * vector * LANES);
+                if whole(vector) {
+                    _mm256_loadu_si256(from.cast())
+                } else {
+                    _mm256_maskz_loadu_epi16(mask(vector), from.cast())
+                }
+            }
         };
         macro_rules! wide {
             (|$row:ident, $vector:ident| $value:expr) => {
@@ -365,9 +287,16 @@ macro_rules! with_reader {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves(row, vector))))
             }),
             Coding::F32 => wide!(|row, vector| {
-                let some = &row[4 * vector * LANES..4 * columns.min((vector + 1) * LANES)];
+                debug_assert!(vector * LANES < columns && 4 * columns <= row.len());
                 // SAFETY: as above.
-                unsafe { _mm512_maskz_loadu_ps(mask(vector), some.as_ptr().cast()) }
+                unsafe {
+                    let from = row.as_ptr().add(4 * vector * LANES);
+                    if whole(vector) {
+                        _mm512_loadu_ps(from.cast())
+                    } else {
+                        _mm512_maskz_loadu_ps(mask(vector), from.cast())
+                    }
+                }
             }),
         }
     }};
@@ -385,29 +314,37 @@ fn load_dense(plan: &Plan, row: &[u8], chunk: &Chunk, from: usize) -> __m512i {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn dot_floats_of<const G: usize>(plan: &Plan, queries: &Queries, rows: &Rows<'_>, out: &mut [f32]) {
-    with_reader!(plan, dot_floats::<G>(plan, queries, rows, out));
+fn dot_floats_of<const G: usize>(plan: &Plan, queries: &Queries, rows: &Rows<'_>, out: &mut [f32], stride: usize) {
+    with_reader!(plan, dot_floats::<G>(plan, queries, rows, (out, stride)));
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn dot_floats<const G: usize, L, F>(plan: &Plan, queries: &Queries, rows: &Rows<'_>, out: &mut [f32], load: L, get: F)
-where
+fn dot_floats<const G: usize, L, F>(
+    plan: &Plan,
+    queries: &Queries,
+    rows: &Rows<'_>,
+    (out, stride): (&mut [f32], usize),
+    load: L,
+    get: F,
+) where
     L: Fn(&[u8], &Chunk, usize) -> __m512i,
     F: Fn(&[u8], __m512i, usize, usize) -> [__m512; MOST],
 {
-    let (per_tile, head_bytes) = (LANES / G, plan.rows.head_bytes());
-    for (tile, out) in out[..rows.count * G].chunks_mut(LANES).enumerate() {
-        let mut parts = [_mm512_setzero_ps(); LANES];
-        for (row, parts) in (tile * per_tile..rows.count).zip(parts.as_chunks_mut::<G>().0) {
-            prefetch(rows, row);
+    let head_bytes = plan.rows.head_bytes();
+    let (vectors, _) = queries.values.as_chunks::<LANES>();
+    for first in (0..rows.count).step_by(LANES) {
+        let some = LANES.min(rows.count - first);
+        let mut parts = [[_mm512_setzero_ps(); LANES]; G];
+        for row in first..first + some {
+            prefetch(rows, row, 1);
             let codes = &rows.codes[row * rows.stride..][..head_bytes];
             let mut sums = [_mm512_setzero_ps(); G];
             for chunk in &plan.chunks {
                 let mut sum = [_mm512_setzero_ps(); G];
-                let mut add = |x: __m512, vector: usize| {
-                    for (g, sum) in sum.iter_mut().enumerate() {
-                        *sum = _mm512_fmadd_ps(x, load_floats(&queries.values, (vector * G + g) * LANES), *sum);
+                let mut add = |x: __m512, queries: &[[f32; LANES]]| {
+                    for (sum, query) in sum.iter_mut().zip(queries) {
+                        *sum = _mm512_fmadd_ps(x, load_floats(query, 0), *sum);
                     }
                 };
                 let (mut first, end) = (chunk.first, chunk.first + chunk.vectors);
@@ -415,10 +352,11 @@ where
                     let words = load(codes, chunk, first - chunk.first);
                     if first + 4 <= end {
                         let x = get(codes, words, first, 4);
-                        (0..4).for_each(|index| add(x[index], first + index));
+                        let queries = &vectors[first * G..][..4 * G];
+                        (0..4).for_each(|index| add(x[index], &queries[index * G..][..G]));
                         first += 4;
                     } else {
-                        add(get(codes, words, first, 1)[0], first);
+                        add(get(codes, words, first, 1)[0], &vectors[first * G..][..G]);
                         first += 1;
                     }
                 }
@@ -436,16 +374,18 @@ where
                     *sum = _mm512_fmadd_ps(zeros, load_floats(blocks, 0), *sum);
                 }
             }
-            *parts = sums;
+            parts.iter_mut().zip(sums).for_each(|(parts, sum)| parts[row - first] = sum);
         }
-        store(sum_each(&parts), out);
+        for (g, parts) in parts.iter().enumerate() {
+            store(sum_each(parts), &mut out[g * stride + first..][..some]);
+        }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn weigh_of<const G: usize, const V: usize>(
     plan: &Plan,
-    weights: &[f32],
+    weights: (&[f32], usize),
     rows: &Rows<'_>,
     sums: &mut [f32],
     zeros: &mut [f32],
@@ -457,7 +397,7 @@ fn weigh_of<const G: usize, const V: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn weigh_floats<const G: usize, const V: usize, L, F>(
     plan: &Plan,
-    weights: &[f32],
+    weights: (&[f32], usize),
     rows: &Rows<'_>,
     sums: &mut [f32],
     zeros: &mut [f32],
@@ -494,7 +434,7 @@ fn weigh_vectors<const G: usize, const V: usize, L, F>(
     plan: &Plan,
     chunk: &Chunk,
     first: usize,
-    weights: &[f32],
+    (weights, stride): (&[f32], usize),
     rows: &Rows<'_>,
     sums: &mut [f32],
     zeros: &mut [f32],
@@ -510,14 +450,16 @@ fn weigh_vectors<const G: usize, const V: usize, L, F>(
         std::array::from_fn(|v| std::array::from_fn(|g| load_floats(sums, (v * G + g) * LANES)));
     let mut kept_zeros: [__m512; G] = std::array::from_fn(|g| load_floats(zeros, g * LANES));
     let blocks = load_words(&chunk.blocks);
-    for (row, weights) in weights.as_chunks::<G>().0.iter().enumerate().take(rows.count) {
-        prefetch(rows, row);
+    let weights: [&[f32]; G] = std::array::from_fn(|g| &weights[g * stride..][..rows.count]);
+    #[expect(clippy::needless_range_loop, reason = "a row has a weight of each member")]
+    for row in 0..rows.count {
+        prefetch(rows, row, 1);
         let codes = &rows.codes[row * rows.stride..][..head_bytes];
         let factors: [__m512; G] = if rows.scales.is_empty() {
-            std::array::from_fn(|g| _mm512_set1_ps(weights[g]))
+            std::array::from_fn(|g| _mm512_set1_ps(weights[g][row]))
         } else {
             let scale = _mm512_permutexvar_ps(blocks, load_floats(rows.scales, row * rows.meta_stride));
-            std::array::from_fn(|g| _mm512_mul_ps(scale, _mm512_set1_ps(weights[g])))
+            std::array::from_fn(|g| _mm512_mul_ps(scale, _mm512_set1_ps(weights[g][row])))
         };
         let words = load(codes, chunk, first - chunk.first);
         let x = get(codes, words, first, V);
@@ -529,7 +471,7 @@ fn weigh_vectors<const G: usize, const V: usize, L, F>(
         if first == 0 && !rows.zeros.is_empty() {
             let zeros = load_floats(rows.zeros, row * rows.meta_stride);
             for g in 0..G {
-                kept_zeros[g] = _mm512_fmadd_ps(zeros, _mm512_set1_ps(weights[g]), kept_zeros[g]);
+                kept_zeros[g] = _mm512_fmadd_ps(zeros, _mm512_set1_ps(weights[g][row]), kept_zeros[g]);
             }
         }
     }

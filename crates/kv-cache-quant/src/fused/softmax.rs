@@ -1,4 +1,4 @@
-//! Scores to weights, `[token][member]`, relative to the largest score of each member.
+//! Scores to weights, relative to the largest score.
 #![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
 
 use super::plan::LANES;
@@ -24,53 +24,38 @@ fn exp(x: f32) -> f32 {
     if x > -87.0 { p * power } else { 0.0 }
 }
 
-/// Members that share a pack at most.
-const MOST_MEMBERS: usize = 4;
-
 for_each_isa! {
-    /// Turns scores, of whole sixteens of tokens, into `e^(score − top)`, where `top` is the largest score of the member;
-    /// the first `members` of tops and sums count. Scores of −∞ become 0. What is done to a member does not depend on how
-    /// many there are.
-    fn weigh_scores(scores: &mut [f32], members: usize, tops: &mut [f32; LANES], sums: &mut [f32; LANES]) {
-        // Sixteen tokens at a time, which are as many registers as there are members.
-        let mut lanes = [[f32::NEG_INFINITY; LANES]; MOST_MEMBERS];
-        for tokens in scores.chunks_exact(LANES * members) {
-            for (tops, scores) in lanes.iter_mut().zip(tokens.as_chunks::<LANES>().0) {
-                tops.iter_mut().zip(scores).for_each(|(top, &score)| *top = if score > *top { score } else { *top });
+    /// Turns scores, of whole sixteens of tokens, into `e^(score − top)`, where `top` is the largest. Scores of −∞ become 0.
+    fn weigh_scores(scores: &mut [f32], top: &mut f32, sum: &mut f32) {
+        let (scores, _) = scores.as_chunks_mut::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for scores in &*scores {
+            lanes.iter_mut().zip(scores).for_each(|(top, &score)| *top = if score > *top { score } else { *top });
+        }
+        *top = combine(lanes, |a, b| if a > b { a } else { b });
+        let origin = if *top == f32::NEG_INFINITY { 0.0 } else { *top };
+        lanes = [0.0; LANES];
+        for scores in scores {
+            for lane in 0..LANES {
+                scores[lane] = exp(scores[lane] - origin);
+                lanes[lane] += scores[lane];
             }
         }
-        combine(&mut lanes, members, f32::max, tops);
-        let origins = tops.map(|top| if top == f32::NEG_INFINITY { 0.0 } else { top });
-        lanes = [[0.0; LANES]; MOST_MEMBERS];
-        for tokens in scores.chunks_exact_mut(LANES * members) {
-            for (sums, scores) in lanes.iter_mut().zip(tokens.as_chunks_mut::<LANES>().0) {
-                for lane in 0..LANES {
-                    scores[lane] = exp(scores[lane] - origins[lane]);
-                    sums[lane] += scores[lane];
-                }
-            }
-        }
-        combine(&mut lanes, members, |a, b| a + b, sums);
+        *sum = combine(lanes, |a, b| a + b);
     }
 }
 
-/// Combines sixteen tokens of each member, in a fixed order; lane `i` of the result is member `i % members`.
+/// Combines lanes in a fixed order.
 #[inline(always)]
-fn combine(
-    lanes: &mut [[f32; LANES]; MOST_MEMBERS],
-    members: usize,
-    both: impl Fn(f32, f32) -> f32,
-    out: &mut [f32; LANES],
-) {
-    let lanes = lanes.as_flattened_mut();
-    let mut width = LANES / 2 * members;
-    while width >= members {
+fn combine(mut lanes: [f32; LANES], both: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
         for lane in 0..width {
             lanes[lane] = both(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }
-    *out = std::array::from_fn(|lane| lanes[lane % members]);
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -89,22 +74,19 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_each_member_are_relative_to_its_largest_score() {
-        for members in [1, 2, 4] {
-            let mut scores: Vec<f32> = (0..64_u8).map(|i| f32::from(i * 37 % 64) / 8.0).collect();
-            scores.iter_mut().skip(members).step_by(members).for_each(|score| *score = f32::NEG_INFINITY);
-            let before = scores.clone();
-            let (mut tops, mut sums) = ([0.0; LANES], [0.0; LANES]);
-            weigh_scores(&mut scores, members, &mut tops, &mut sums);
-            for member in 0..members {
-                let own = |all: &[f32]| -> Vec<f32> { all.iter().skip(member).step_by(members).copied().collect() };
-                let top = own(&before).into_iter().fold(f32::NEG_INFINITY, f32::max);
-                assert_eq!(tops[member], top, "top of member {member} of {members}");
-                let expected: Vec<f32> = own(&before).iter().map(|score| (score - top).exp()).collect();
-                let close = |a: f32, b: f32| (a - b).abs() < 1e-6;
-                assert!(own(&scores).iter().zip(&expected).all(|(a, b)| close(*a, *b)), "weights of {member}");
-                assert!(close(sums[member], expected.iter().sum()), "sum of {member} of {members}");
-            }
-        }
+    fn weights_are_relative_to_the_largest_score() {
+        let mut scores: Vec<f32> = (0..64_u8).map(|i| f32::from(i * 37 % 64) / 8.0).collect();
+        scores.iter_mut().skip(1).step_by(3).for_each(|score| *score = f32::NEG_INFINITY);
+        let before = scores.clone();
+        let (mut top, mut sum) = (0.0, 0.0);
+        weigh_scores(&mut scores, &mut top, &mut sum);
+        assert_eq!(top, before.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let expected: Vec<f32> = before.iter().map(|score| (score - top).exp()).collect();
+        let close = |a: f32, b: f32| (a - b).abs() < 1e-6;
+        assert!(scores.iter().zip(&expected).all(|(a, b)| close(*a, *b)), "{scores:?} for {expected:?}");
+        assert!(close(sum / 20.0, expected.iter().sum::<f32>() / 20.0), "{sum}");
+        let mut hidden = [f32::NEG_INFINITY; 32];
+        weigh_scores(&mut hidden, &mut top, &mut sum);
+        assert_eq!((hidden, top, sum), ([0.0; 32], f32::NEG_INFINITY, 0.0), "nothing is seen");
     }
 }

@@ -1,0 +1,161 @@
+//! Products with rows of integers in AVX-512 (VNNI): where they lie in a register, and queries and weights for it.
+//!
+//! An instruction multiplies four bytes of each of 16 lanes and adds them up, so codes are turned first, from L1 to L1:
+//! of keys, 16 tokens become the lanes, and a lane's bytes are four bytes of its row; of values, bytes of the row become
+//! the lanes, and a lane's bytes are those of four tokens. Neither needs sums across lanes, scales are applied to 16 tokens
+//! at once, and all queries of a group use what was turned.
+//!
+//! The other factor, a query or the products of weights and scales, has 16 bits, as two signed bytes with sums of their own.
+
+use super::plan::LANES;
+use crate::packed::{Coding, PackedRows};
+
+/// Rows whose weights share a step, and whose scales are read at once.
+pub(super) const RUN: usize = 64;
+
+/// Steps from 0 to the largest magnitude of a factor: both bytes fit.
+pub(super) const MOST_STEPS: f32 = 32512.0;
+
+/// How kernels walk over a row of one head.
+#[derive(Clone, Debug)]
+pub(super) struct IntPlan {
+    pub(super) bits: u32,
+    pub(super) signed: bool,
+    pub(super) head_bytes: usize,
+    /// Bytes of a row that are loaded at once: 64, 32 or 16.
+    pub(super) width: usize,
+    /// Loads of a row; the last one may be short.
+    pub(super) loads: usize,
+    /// Groups of a row, and words of 32 bits in all but perhaps the last.
+    pub(super) blocks: usize,
+    pub(super) block_words: usize,
+    /// Of values: the group of each lane of each register.
+    pub(super) lane_blocks: Vec<[u32; LANES]>,
+    /// Of values: the element in each lane of each field of each register.
+    pub(super) order: Vec<Option<usize>>,
+}
+
+impl IntPlan {
+    /// `None` where codes are not integers, or rows are channels.
+    pub(super) fn new(rows: &PackedRows) -> Option<Self> {
+        let Coding::Int { bits, signed } = rows.coding else { return None };
+        if rows.transposed {
+            return None;
+        }
+        let (head_bytes, fields) = (rows.head_bytes(), 8 / bits as usize);
+        let width = match head_bytes {
+            33.. => 64,
+            17.. => 32,
+            _ => 16,
+        };
+        let loads = head_bytes.div_ceil(width);
+        // Of each load, for each word of a 16-byte lane, all lanes: see `kernels::interleave`.
+        let place = |at: usize| {
+            let (load, at) = (at / width, at % width);
+            let (word, at) = (at / (width / 4), at % (width / 4));
+            load * width + at / 4 * 16 + 4 * word + at % 4
+        };
+        let bytes: Vec<usize> = (0..loads * width).map(place).collect();
+        let block = |byte: usize| u32::try_from(byte.min(head_bytes - 1) * fields / rows.group).unwrap_or(0);
+        let (registers, _) = bytes.as_chunks::<LANES>();
+        let element = |byte: usize, field: usize| (byte < head_bytes).then_some(byte * fields + field);
+        let of_register = |register: &[usize; LANES]| {
+            let register = *register;
+            (0..fields).flat_map(move |field| register.map(|byte| element(byte, field)))
+        };
+        Some(Self {
+            bits,
+            signed,
+            head_bytes,
+            width,
+            loads,
+            blocks: rows.blocks(),
+            block_words: (rows.group.min(rows.columns) * bits as usize).div_ceil(32),
+            lane_blocks: registers.iter().map(|register| register.map(block)).collect(),
+            order: registers.iter().flat_map(of_register).collect(),
+        })
+    }
+
+    pub(super) fn fields(&self) -> usize {
+        8 / self.bits as usize
+    }
+
+    /// Words of a row, and of a row with what its last load has too much.
+    pub(super) fn words(&self) -> usize {
+        self.head_bytes / 4
+    }
+
+    pub(super) fn turned_words(&self) -> usize {
+        self.loads * self.width / 4
+    }
+
+    /// Registers that sums of values take, of one query.
+    pub(super) fn registers(&self) -> usize {
+        self.lane_blocks.len() * self.fields()
+    }
+
+    /// Puts sums back in their order: `[register][member][lane]` to `out[element]` of one member.
+    pub(super) fn gather(&self, sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
+        super::plan::gather(&self.order, sums, members, member, out);
+    }
+}
+
+/// Up to four queries of one head, as integers.
+#[derive(Clone, Debug)]
+pub(super) struct IntQueries {
+    pub(super) members: usize,
+    /// `[word][field][member][high, low]`: four signed bytes each; a query is `(256 · high + low) · step`.
+    pub(super) words: Vec<i32>,
+    /// `[block][member]`: sums of the elements of each group, in steps.
+    pub(super) sums: Vec<f32>,
+    pub(super) steps: Vec<f32>,
+}
+
+impl IntQueries {
+    /// Queries with the scale of scores in them.
+    pub(super) fn new(plan: &IntPlan, group: usize, queries: &[Vec<f32>]) -> Self {
+        let steps: Vec<f32> = queries.iter().map(|query| step(query)).collect();
+        let in_steps =
+            |query: &[f32], step: f32| -> Vec<f32> { query.iter().map(|x| (x / step).round_ties_even()).collect() };
+        let queries: Vec<Vec<f32>> = queries.iter().zip(&steps).map(|(query, step)| in_steps(query, *step)).collect();
+        let fields = plan.fields();
+        let mut words = Vec::with_capacity(plan.words() * fields * queries.len() * 2);
+        for word in 0..plan.words() {
+            for field in 0..fields {
+                for query in &queries {
+                    let parts: [[i8; 2]; 4] =
+                        std::array::from_fn(|byte| split(query[(4 * word + byte) * fields + field]));
+                    for part in 0..2 {
+                        words.push(i32::from_le_bytes(parts.map(|parts| parts[part].cast_unsigned())));
+                    }
+                }
+            }
+        }
+        let mut sums = Vec::with_capacity(plan.blocks * queries.len());
+        for block in 0..plan.blocks {
+            for query in &queries {
+                let group = query[block * group..].iter().take(group);
+                #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+                sums.push(group.map(|&x| f64::from(x)).sum::<f64>() as f32);
+            }
+        }
+        Self { members: queries.len(), words, sums, steps }
+    }
+}
+
+/// The step that a query is counted in.
+fn step(query: &[f32]) -> f32 {
+    let largest = query.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    // A step whose reciprocal is not finite would be lost on scores anyway.
+    if largest > f32::MIN_POSITIVE * MOST_STEPS { largest / MOST_STEPS } else { 1.0 }
+}
+
+/// The two bytes of a number of steps.
+fn split(steps: f32) -> [i8; 2] {
+    #[expect(clippy::cast_possible_truncation, reason = "at most 32512")]
+    let steps = steps as i32;
+    let high = (steps + 128) >> 8;
+    #[expect(clippy::cast_possible_truncation, reason = "both are within a byte, as |steps| is at most 32512")]
+    let parts = [high as i8, (steps - 256 * high) as i8];
+    parts
+}
