@@ -15,7 +15,7 @@ use crate::{
 use std::cell::RefCell;
 
 /// Values that are encoded in one go, about.
-const TOGETHER: usize = 1 << 15;
+const TOGETHER: usize = 1 << 16;
 
 /// How a format's rows are encoded; made once a tensor.
 #[derive(Clone, Debug)]

@@ -80,25 +80,36 @@ fn neighbours(tile: &mut [f32; TILE], scale: f32) {
     }
 }
 
-/// One stage within a register: sums, and where `high` says so, differences from the partner.
+/// One stage within a register: sums, and where `high` says so, differences from the partner. A product with ±1 is exact, so
+/// that the sum is rounded as any other.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn swapped(x: __m512, partner: __m512, high: __mmask16) -> __m512 {
-    _mm512_mask_sub_ps(_mm512_add_ps(x, partner), high, partner, x)
+    let signs = _mm512_mask_blend_ps(high, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
+    _mm512_fmadd_ps(x, signs, partner)
 }
 
-/// All stages between `N` registers, a power of two.
+/// All stages between `N` registers, a power of two up to 16.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn butterflies<const N: usize>(registers: &mut [__m512; N]) {
-    let mut distance = 1;
-    while distance < N {
-        for low in (0..N).filter(|low| low & distance == 0) {
-            let (a, b) = (registers[low], registers[low + distance]);
+    stage::<N, 1>(registers);
+    stage::<N, 2>(registers);
+    stage::<N, 4>(registers);
+    stage::<N, 8>(registers);
+}
+
+/// The stage of distance `D`, if there is one; a loop of constant length, so that nothing leaves the registers.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn stage<const N: usize, const D: usize>(registers: &mut [__m512; N]) {
+    if D < N {
+        for i in 0..N / 2 {
+            let low = i / D * 2 * D + i % D;
+            let (a, b) = (registers[low], registers[low + D]);
             registers[low] = _mm512_add_ps(a, b);
-            registers[low + distance] = _mm512_sub_ps(a, b);
+            registers[low + D] = _mm512_sub_ps(a, b);
         }
-        distance *= 2;
     }
 }
 

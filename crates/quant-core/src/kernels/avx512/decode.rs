@@ -67,45 +67,52 @@ fn decode_by<const STREAM: bool>(strip: &Strip<'_>, out: &mut [f32]) -> bool {
     let moderate = || {
         strip.scales[..out.len().div_ceil(strip.group)].iter().fold(true, |all, &scale| all & (scale.abs() <= MODERATE))
     };
-    let (zeros, none) = ([0.0; 16], Small::default());
     match (strip.source, strip.finish) {
-        _ if !strip.group.is_multiple_of(16) && strip.group < out.len() => false,
-        (Source::Nibbles(table), Finish::Scale) => walk::<NIBBLES, 8, SCALE, STREAM>(strip, table, 1.0, none, out),
-        (Source::Nibbles(table), Finish::Offset) => walk::<NIBBLES, 8, OFFSET, STREAM>(strip, table, 1.0, none, out),
-        (Source::Nibbles(table), Finish::Affine) => walk::<NIBBLES, 8, AFFINE, STREAM>(strip, table, 1.0, none, out),
+        _ if !strip.group.is_multiple_of(16) && strip.group < out.len() => return false,
+        (Source::Nibbles(table), Finish::Scale) => walk::<NIBBLES, 8, SCALE, STREAM>(strip, table, 1.0, (0, 0), out),
+        (Source::Nibbles(table), Finish::Offset) => walk::<NIBBLES, 8, OFFSET, STREAM>(strip, table, 1.0, (0, 0), out),
+        (Source::Nibbles(table), Finish::Affine) => walk::<NIBBLES, 8, AFFINE, STREAM>(strip, table, 1.0, (0, 0), out),
         // The product with a power of two is exact, whichever comes first.
-        (&Source::Signed { factor }, _) => walk::<SIGNED, 16, SCALE, STREAM>(strip, &zeros, factor, none, out),
-        (Source::Unsigned, Finish::Affine) => walk::<UNSIGNED, 16, AFFINE, STREAM>(strip, &zeros, 1.0, none, out),
-        (Source::Unsigned, _) => walk::<UNSIGNED, 16, OFFSET, STREAM>(strip, &zeros, 1.0, none, out),
+        (&Source::Signed { factor }, _) => walk::<SIGNED, 16, SCALE, STREAM>(strip, &[0.0; 16], factor, (0, 0), out),
+        (Source::Unsigned, Finish::Affine) => walk::<UNSIGNED, 16, AFFINE, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out),
+        (Source::Unsigned, _) => walk::<UNSIGNED, 16, OFFSET, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out),
         (&Source::Float(kind), _) => {
+            if kind.shift < 13 || !moderate() || has_specials8(strip.codes, kind) {
+                return false;
+            }
             // An f16 of the same bits has another bias.
             let factor = f32::from_bits(kind.smallest_normal) * 16384.0;
-            kind.shift >= 13
-                && moderate()
-                && walk::<FLOAT, 16, SCALE, STREAM>(strip, &zeros, factor, Small::of(kind), out)
+            walk::<FLOAT, 16, SCALE, STREAM>(strip, &[0.0; 16], factor, (kind.shift - 13, kind.sign), out);
         }
-        (&Source::Float16(kind), _) if kind.shift == 13 => {
-            walk::<HALF, 32, SCALE, STREAM>(strip, &zeros, 1.0, Small::of(kind), out)
+        (&Source::Float16(kind), _) => {
+            if has_specials16(strip.codes, kind) {
+                return false;
+            }
+            if kind.shift == 13 {
+                walk::<HALF, 32, SCALE, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out);
+            } else {
+                walk::<BRAIN, 32, SCALE, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out);
+            }
         }
-        (&Source::Float16(kind), _) => walk::<BRAIN, 32, SCALE, STREAM>(strip, &zeros, 1.0, Small::of(kind), out),
     }
+    true
 }
 
-/// What the codes of a small float need.
-#[derive(Clone, Copy, Default)]
-struct Small {
-    /// How far exponent and mantissa are from those of an f16.
-    shift: u32,
-    /// Where the sign stands.
-    sign: u32,
-    /// Magnitudes above it are NaN or infinite.
-    max_code: u32,
+/// Whether a code is NaN or infinite.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+#[expect(clippy::cast_possible_truncation, reason = "codes of bytes")]
+fn has_specials8(codes: &[u8], kind: SmallFloat) -> bool {
+    let magnitude = (1_u8 << kind.sign) - 1;
+    codes.iter().fold(0, |most, &code| most.max(code & magnitude)) > kind.max_code as u8
 }
 
-impl Small {
-    fn of(kind: SmallFloat) -> Self {
-        Self { shift: kind.shift.saturating_sub(13), sign: kind.sign, max_code: kind.max_code }
-    }
+/// The same for two bytes a code.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn has_specials16(codes: &[u8], kind: SmallFloat) -> bool {
+    let magnitudes = codes.as_chunks::<2>().0.iter().map(|&code| u16::from_le_bytes(code) & 0x7fff);
+    u32::from(magnitudes.fold(0, u16::max)) > kind.max_code
 }
 
 /// Stores as many values as `to` has room for, which is fewer than 16.
@@ -116,27 +123,27 @@ fn store_first(to: &mut [f32], v: __m512) {
     unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), (1 << to.len()) - 1, v) };
 }
 
-/// Decodes vectors of 16 codes, of `BYTES` bytes; false when one is NaN or infinite, and something else was written.
+/// Decodes vectors of 16 codes, of `BYTES` bytes. Past the caches, later codes are asked for meanwhile, so that they are near
+/// when they are looked through.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn walk<const SOURCE: u8, const BYTES: usize, const FINISH: u8, const STREAM: bool>(
     strip: &Strip<'_>,
     table: &[f32; 16],
     factor: f32,
-    small: Small,
+    (shift, sign): (u32, u32),
     out: &mut [f32],
-) -> bool {
+) {
     // SAFETY: `table` is a reference to 16 floats.
     let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
-    let shifted = _mm_cvtsi32_si128(small.shift.cast_signed());
+    let shifted = _mm_cvtsi32_si128(shift.cast_signed());
     // The sign and, from `shift` on, exponent and mantissa.
-    let kept = _mm256_set1_epi16(i16::MIN | ((1 << small.sign.min(14)) - 1) << small.shift);
+    let kept = _mm256_set1_epi16(i16::MIN | ((1 << sign) - 1) << shift);
     let count = out.len().div_ceil(16);
     let scales = spread(strip.scales, strip.group, factor, count);
     let zeros = if FINISH == SCALE { [0.0; VECTORS] } else { spread(strip.zeros, strip.group, 1.0, count) };
-    let mut seen = Seen { most: _mm256_setzero_si256() };
-    let mut value = |codes: &[u8; BYTES], scale: f32, zero: f32| {
-        let v = source::<SOURCE, BYTES>(codes, table, shifted, kept, &mut seen, small.sign);
+    let value = |codes: &[u8; BYTES], scale: f32, zero: f32| {
+        let v = source::<SOURCE, BYTES>(codes, table, shifted, kept);
         finish::<FINISH>(v, _mm512_set1_ps(scale), _mm512_set1_ps(zero))
     };
     let vectors = strip.codes.as_chunks::<BYTES>().0.iter();
@@ -162,45 +169,6 @@ fn walk<const SOURCE: u8, const BYTES: usize, const FINISH: u8, const STREAM: bo
             store_first(tail, value(&padded, scales[last], zeros[last]));
         }
     }
-    seen.all_finite::<SOURCE>(small)
-}
-
-/// The largest magnitudes among codes of floats.
-#[derive(Clone, Copy)]
-struct Seen {
-    most: __m256i,
-}
-
-impl Seen {
-    /// Takes codes of bytes; what is above the sign are copies of it.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    #[expect(clippy::cast_possible_truncation, reason = "bits of a byte")]
-    fn bytes(&mut self, codes: __m128i, sign: u32) {
-        let magnitude = _mm_and_si128(codes, _mm_set1_epi8(((1_u32 << sign) - 1) as i8));
-        self.most = _mm256_castsi128_si256(_mm_max_epu8(_mm256_castsi256_si128(self.most), magnitude));
-    }
-
-    /// Takes codes of two bytes.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn words(&mut self, codes: __m256i) {
-        self.most = _mm256_max_epu16(self.most, _mm256_and_si256(codes, _mm256_set1_epi16(i16::MAX)));
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    #[expect(clippy::cast_possible_truncation, reason = "codes of bytes and of words")]
-    fn all_finite<const SOURCE: u8>(self, small: Small) -> bool {
-        match SOURCE {
-            FLOAT => {
-                let most = _mm256_castsi256_si128(self.most);
-                _mm_cmpgt_epu8_mask(most, _mm_set1_epi8(small.max_code as i8)) == 0
-            }
-            HALF | BRAIN => _mm256_cmpgt_epu16_mask(self.most, _mm256_set1_epi16(small.max_code as i16)) == 0,
-            _ => true,
-        }
-    }
 }
 
 #[inline]
@@ -221,8 +189,6 @@ fn source<const SOURCE: u8, const BYTES: usize>(
     table: __m512,
     shift: __m128i,
     kept: __m256i,
-    seen: &mut Seen,
-    sign: u32,
 ) -> __m512 {
     // SAFETY: the slice is checked to hold what is read.
     let load16 = || unsafe { _mm_loadu_si128(codes[..16].as_ptr().cast()) };
@@ -241,21 +207,11 @@ fn source<const SOURCE: u8, const BYTES: usize>(
         SIGNED => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16())),
         UNSIGNED => _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16())),
         FLOAT => {
-            let codes = load16();
-            seen.bytes(codes, sign);
             // Exponent and mantissa become the low bits of those of an f16; copies of the sign are cleared.
-            let half = _mm256_sll_epi16(_mm256_cvtepi8_epi16(codes), shift);
+            let half = _mm256_sll_epi16(_mm256_cvtepi8_epi16(load16()), shift);
             _mm512_cvtph_ps(_mm256_and_si256(half, kept))
         }
-        HALF => {
-            let codes = load32();
-            seen.words(codes);
-            _mm512_cvtph_ps(codes)
-        }
-        _ => {
-            let codes = load32();
-            seen.words(codes);
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(codes)))
-        }
+        HALF => _mm512_cvtph_ps(load32()),
+        _ => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32()))),
     }
 }

@@ -6,7 +6,7 @@ use super::super::encode::{self as plain, Kind};
 use super::super::ops::{self, Bins, Cells, Element, SmallFloat, Strip, Unit};
 use super::super::{Fitted, RowEncoder};
 use super::lines::Lines;
-use super::{VECTORS, max_of_each, prefetch, spread};
+use super::{AHEAD, VECTORS, max_of_each, prefetch, spread};
 use std::arch::x86_64::*;
 
 /// Scales by which [`quotient`] divides exactly: 2^-60 to 2^60.
@@ -49,7 +49,7 @@ fn reciprocals(plan: &RowEncoder, fitted: &mut Fitted, count: usize) {
 }
 
 /// The same for the blocks of a tile, from the lanes of their magnitudes. Counts are constants here, which makes straight
-/// lines of loops; blocks that are not there are zero.
+/// lines of loops; the first block stands in for those that are not there, as zero may have a slow reciprocal.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn fit_tile(
@@ -59,19 +59,19 @@ fn fit_tile(
     count: usize,
     out: &mut [u8],
 ) -> bool {
-    let mut of = |half: usize| {
-        let Some(lanes) = lanes[16 * half..].first_chunk::<16>() else { return };
-        // SAFETY: the slice is checked to hold 16 floats.
-        unsafe { _mm512_storeu_si512(fitted.scales[16 * half..][..16].as_mut_ptr().cast(), max_of_each(*lanes)) };
-    };
-    of(0);
+    let vectors = lanes.as_chunks::<16>().0.iter().zip(fitted.scales.as_chunks_mut::<16>().0);
+    for (lanes, amax) in vectors.take(count.div_ceil(16)) {
+        // SAFETY: `amax` is a reference to 16 floats.
+        unsafe { _mm512_storeu_si512(amax.as_mut_ptr().cast(), max_of_each(*lanes)) };
+    }
     let mut stored = [0; 4 * TILE / 16];
     let done = if count > 16 {
-        of(1);
         let done = plain::fit(plan, fitted, 32, &mut stored);
         reciprocals(plan, fitted, 32);
         done
     } else {
+        let first = fitted.scales[0];
+        fitted.scales[count..16].fill(first);
         let done = plain::fit(plan, fitted, 16, &mut stored);
         reciprocals(plan, fitted, 16);
         done
@@ -120,7 +120,7 @@ pub(super) fn encode_tiles(
         Kind::Float16(kind) => return cast_to_halves(plan, *kind, x, codes),
         Kind::Small(element) => element,
     };
-    let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256 | 512);
+    let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256) || plan.group.is_multiple_of(TILE);
     if !(group || plan.unit == Unit::Keep) || !matches!(plan.code_bits, 4 | 8) {
         return Some(0);
     }
@@ -200,12 +200,20 @@ fn tiles<const UNIT: u8, const KIND: u8>(
     scales: &mut [u8],
 ) -> Option<usize> {
     let all = constants(element, plan.positive_zero);
-    // Vectors of a block as a power of two, blocks of a tile, and bytes of their scales.
-    let shift = (plan.group / 16).trailing_zeros();
+    // A block is a power of two of vectors, or several tiles, which then go together.
+    let (per, shift) = match plan.group / TILE {
+        0 => (1, (plan.group / 16).trailing_zeros()),
+        _ if UNIT == KEEP => (1, 0),
+        per => (per, usize::BITS - 1),
+    };
+    // Blocks of what goes together, and bytes of their scales.
     let count = TILE / plan.group.clamp(16, TILE);
     let stored = count * plan.scale_bytes();
     let tiles = x.as_chunks::<TILE>().0;
-    let Some(first) = tiles.first() else { return Some(0) };
+    let tiles = &tiles[..tiles.len() / per * per];
+    if tiles.is_empty() {
+        return Some(0);
+    }
     let mut lines = Lines::new(&mut codes[..tiles.len() * TILE / 8 * plan.code_bits as usize], plan.stream);
     let mut lanes = [_mm512_setzero_si512(); TILE / 16];
     let mut largest = _mm512_setzero_si512();
@@ -217,36 +225,39 @@ fn tiles<const UNIT: u8, const KIND: u8>(
         _ => true,
     };
     if UNIT != KEEP {
-        tile_extremes(first, shift, &mut lanes);
+        extremes_of(&tiles[..per], shift, &mut lanes);
         if !fit_tile(plan, fitted, &lanes, count, &mut scales[..stored]) {
             return None;
         }
         if !exact(fitted) {
             return Some(0);
         }
-        tile_extremes(tiles.get(1).unwrap_or(first), shift, &mut lanes);
+        extremes_of(&tiles[per..][..per.min(tiles.len() - per)], shift, &mut lanes);
     }
+    let mut params = Params::of(fitted);
     for (i, tile) in tiles.iter().enumerate() {
         if i == done {
             break;
         }
-        let params = Params::of(fitted);
-        if UNIT != KEEP && i + 1 < tiles.len() {
-            if !fit_tile(plan, fitted, &lanes, count, &mut scales[(i + 1) * stored..][..stored]) {
-                return None;
-            }
-            if !exact(fitted) {
-                done = i + 1;
+        if UNIT != KEEP && i % per == 0 {
+            params = Params::of(fitted);
+            if let Some(scales) = scales.get_mut((i / per + 1) * stored..).filter(|_| i + per < tiles.len()) {
+                if !fit_tile(plan, fitted, &lanes, count, &mut scales[..stored]) {
+                    return None;
+                }
+                if !exact(fitted) {
+                    done = i + per;
+                }
             }
         }
         // After the last there is nothing to find; finding something again spares a branch.
-        let next = tiles.get(i + 2).unwrap_or(tile);
+        let next = tiles.get(i + 2 * per).unwrap_or(tile);
         for (p, (piece, next)) in tile.as_chunks::<64>().0.iter().zip(next.as_chunks::<64>().0).enumerate() {
             for line in next.as_chunks::<16>().0 {
-                prefetch(line, plan.ahead);
+                prefetch(line, AHEAD);
             }
             if UNIT != KEEP {
-                extremes(next, 4 * p, shift, &mut lanes);
+                extremes(next, TILE / 16 * (i % per) + 4 * p, shift, &mut lanes);
             }
             let mut code = [_mm512_setzero_si512(); 4];
             for (j, (code, x)) in code.iter_mut().zip(piece.as_chunks::<16>().0).enumerate() {
@@ -280,8 +291,8 @@ fn tiles<const UNIT: u8, const KIND: u8>(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn tile_extremes(tile: &[f32; TILE], shift: u32, lanes: &mut [__m512i; TILE / 16]) {
-    for (i, piece) in tile.as_chunks::<64>().0.iter().enumerate() {
+fn extremes_of(tiles: &[[f32; TILE]], shift: u32, lanes: &mut [__m512i; TILE / 16]) {
+    for (i, piece) in tiles.as_flattened().as_chunks::<64>().0.iter().enumerate() {
         extremes(piece, 4 * i, shift, lanes);
     }
 }
