@@ -198,6 +198,22 @@ macro_rules! agrees {
 
             #[test]
             #[cfg(not(miri))]
+            fn rows_that_are_encoded_together_give_the_bytes_of_the_reference() {
+                if !$isa.is_available() {
+                    eprintln!("skipped: the CPU lacks {:?}", $isa);
+                    return;
+                }
+                let mut words = Words(4);
+                for format in formats() {
+                    for (rows, len) in [(3000, 1), (700, 7), (300, 8), (40, 48), (9, 512), (5, 576), (5, 1024), (7, 1536)] {
+                        let x = row((rows + len) % KINDS, rows * len, &mut words);
+                        check($isa, format, &x, &[rows, len]);
+                    }
+                }
+            }
+
+            #[test]
+            #[cfg(not(miri))]
             fn values_of_every_nature_give_the_bytes_of_the_reference() {
                 if !$isa.is_available() {
                     eprintln!("skipped: the CPU lacks {:?}", $isa);

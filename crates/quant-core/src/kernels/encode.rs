@@ -132,7 +132,7 @@ impl RowEncoder {
     /// How many rows are best encoded as one, where they lie side by side: the blocks of a row are whole, and rows of codes
     /// begin on bytes.
     pub(crate) fn rows_together(&self, layout: &Layout) -> usize {
-        let whole = layout.columns.is_multiple_of(layout.block_columns);
+        let whole = layout.block_columns >= LEAST_GROUP && layout.columns.is_multiple_of(layout.block_columns);
         let bytes = (layout.columns * self.code_bits as usize).is_multiple_of(8);
         if whole && bytes && self.zero_bits == 0 { (TOGETHER / layout.columns.max(1)).max(1) } else { 1 }
     }

@@ -202,8 +202,8 @@ fn tiles<const UNIT: u8, const KIND: u8>(
     let all = constants(element, plan.positive_zero);
     // A block is a power of two of vectors, or several tiles, which then go together.
     let (per, shift) = match plan.group / TILE {
-        0 => (1, (plan.group / 16).trailing_zeros()),
         _ if UNIT == KEEP => (1, 0),
+        0 => (1, (plan.group / 16).trailing_zeros()),
         per => (per, usize::BITS - 1),
     };
     // Blocks of what goes together, and bytes of their scales.
