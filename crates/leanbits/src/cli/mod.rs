@@ -32,12 +32,23 @@ pub(crate) fn run() -> ExitCode {
         Err(error) => return fail(&usage_failure(&error), std::env::args_os().any(|arg| arg == "--json")),
     };
     let json = cli.common.json;
-    if let Some(threads) = cli.common.threads {
-        // Fails only when the pool exists, and nothing has used it yet.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
+    let threads = cli.common.threads.map_or(0, usize::from);
+    // Fails only when the pool exists, and nothing has used it yet. 0 is a thread for each core.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build_global();
+    let quiet = json || cli.common.quiet;
+    // Work that starts inside the pool need not wake it for each of its parts.
+    let result = rayon::scope(|_| verb(cli.verb, json, Reporter::new(!quiet)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(&failure, json),
     }
-    let mut reporter = Reporter::new(!json && !cli.common.quiet);
-    let result = match cli.verb {
+}
+
+/// Bytes of the stack of a thread: as much as the first thread of a process has.
+const STACK: usize = 8 << 20;
+
+fn verb(verb: Verb, json: bool, mut reporter: Reporter) -> Result<(), Failure> {
+    let result = match verb {
         Verb::Demo(args) => verbs::demo(&args, json, &mut reporter),
         Verb::Formats => verbs::formats(json),
         Verb::Quantize(args) => verbs::quantize(&args, json, &mut reporter),
@@ -51,10 +62,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::Inspect(args) => verbs::inspect(&args, json, &mut reporter),
     };
     leanbits::Progress::end(&mut reporter);
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => fail(&failure, json),
-    }
+    result
 }
 
 impl From<std::io::Error> for Failure {
