@@ -1,13 +1,14 @@
 //! What does one call for all experts of a mixture save?
 //!
 //! `cargo bench -p leanbits-benches --bench grouped` runs criterion on the grouped product and then prints a table for
-//! several numbers of tokens; `-- --table` prints the table alone. Experts are 1408 × 2048 in turn of four formats, eight of 64
-//! a token with a skewed router. Beside the grouped call: one product for each expert after the other, and one product for
-//! each token and expert, which is what repacked kernels do that group tokens but multiply vectors.
+//! several numbers of tokens, with f32 and with 8-bit inputs; `-- --table` prints the tables alone. Experts are 1408 × 2048 in
+//! turn of four formats, eight of 64 a token with a skewed router. Beside the grouped call: one product for each expert after
+//! the other, and one product for each token and expert, which is what repacked kernels do that group tokens but multiply
+//! vectors.
 
 use criterion::{Criterion, Throughput};
 use leanbits_benches::weights;
-use quant_core::{Format, Group, Linear, PackedTensor, Shaped, grouped_matmul};
+use quant_core::{Activations, Format, Group, Linear, PackedTensor, PreparedLinear, Shaped, grouped_matmul};
 use std::time::{Duration, Instant};
 
 const OUTPUTS: usize = 1408;
@@ -21,20 +22,22 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let experts = experts();
+    let experts = experts(Activations::Float);
     if !std::env::args().any(|argument| argument == "--table") {
         criterion(&experts);
     }
-    table(&experts);
+    table(&experts, "f32 inputs");
+    table(&self::experts(Activations::Int8Row), "8-bit inputs");
 }
 
-fn experts() -> Vec<Box<dyn Linear>> {
+fn experts(activations: Activations) -> Vec<Box<dyn Linear>> {
     let values = weights(OUTPUTS * FEATURES);
     let pack = |expert: usize| {
         let format: Format = FORMATS[expert % FORMATS.len()].parse().expect("the table names formats that exist");
         let tensor = Shaped::new(&values, &[OUTPUTS, FEATURES]).expect("the shape fits");
         let packed = PackedTensor::encode(format, &tensor).expect("finite values");
-        packed.prepared().expect("integers can be arranged")
+        let prepared = PreparedLinear::new(&packed).and_then(|prepared| prepared.with_activations(activations));
+        Box::new(prepared.expect("integers can be arranged")) as Box<dyn Linear>
     };
     (0..EXPERTS).map(pack).collect()
 }
@@ -110,16 +113,16 @@ fn criterion(experts: &[Box<dyn Linear>]) {
     criterion.final_summary();
 }
 
-fn table(experts: &[Box<dyn Linear>]) {
+fn table(experts: &[Box<dyn Linear>], inputs: &str) {
     println!(
-        "\n{EXPERTS} experts of {OUTPUTS} × {FEATURES}, {TOP_K} a token, {} threads, ms",
+        "\n{EXPERTS} experts of {OUTPUTS} × {FEATURES}, {TOP_K} a token, {inputs}, {} threads, ms\n",
         rayon::current_num_threads()
     );
     println!("| tokens | rows | grouped | an expert at a time | a token and expert at a time | G products/s grouped |");
     println!("|---:|---:|---:|---:|---:|---:|");
-    for tokens in [1, 8, 64, 256] {
+    for tokens in [1, 8, 64, 1024] {
         let mut batch = Batch::new(experts, tokens);
-        let rounds = if tokens < 64 { 5 } else { 2 };
+        let rounds = if tokens < 256 { 5 } else { 2 };
         let mut best = [f64::INFINITY; 3];
         // In turn, so that a busy machine disturbs all alike.
         for _ in 0..rounds {

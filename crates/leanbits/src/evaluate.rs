@@ -5,6 +5,7 @@ use crate::kv::{Cached, Caches, Stored};
 use crate::models::eval::{Predictor, Score, WindowOptions, Windows, compare, perplexity};
 use crate::models::{Apply, Config, Decoder, Slot, Text};
 use crate::plan::is_quantized;
+use crate::skip::{self, SkipOptions, SkipReport, Skipping};
 use crate::{Error, Progress, Weights};
 use quant_core::Format;
 use quant_io::Checkpoint;
@@ -28,6 +29,8 @@ pub struct EvalOptions {
     pub split: Option<String>,
     /// Whether the begin-of-sequence token stands before every window.
     pub bos: bool,
+    /// Choices of experts that are left out.
+    pub skip: Option<SkipOptions>,
 }
 
 /// What [`evaluate`] measured.
@@ -48,6 +51,9 @@ pub struct EvalReport {
     /// The quantized key-value cache that the folder names and every token was read through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_cache: Option<String>,
+    /// What was left out of the choices of experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<SkipReport>,
     /// What the comparison found.
     #[serde(flatten)]
     pub against: Option<AgainstReport>,
@@ -74,7 +80,8 @@ pub struct AgainstReport {
 
 /// Measures a model folder on a text.
 ///
-/// A folder that names a key-value cache is read through it, token by token; others are read a window at once.
+/// A folder that names a key-value cache is read through it, token by token; others are read a window at once. With
+/// [`EvalOptions::skip`] experts are left out of the model, not of the one that it is compared with.
 ///
 /// The text is read as it is. Without [`EvalOptions::split`] it is cut into windows that do not overlap, and every token of
 /// a window but the first is predicted; a remainder that fills no window is left out.
@@ -82,7 +89,8 @@ pub struct AgainstReport {
 /// # Errors
 ///
 /// [`Error::Io`] and [`Error::Model`] for folders that cannot be loaded, [`Error::File`] for the text,
-/// [`Error::NoBos`] when `bos` is asked of a model that has no such token.
+/// [`Error::NoBos`] when `bos` is asked of a model that has no such token, [`Error::Experts`] when experts are to be skipped
+/// of a model that has none or that reads through a cache, and for a share outside (0, 1].
 pub fn evaluate(
     model: impl AsRef<Path>,
     text: impl AsRef<Path>,
@@ -104,7 +112,17 @@ pub fn evaluate(
     let windows = cut(&reader, &bytes, options.split.as_deref(), window)?;
     let total = windows.scored() as u64;
     let caches = loaded.caches(context)?;
-    let through = Reader::new(&loaded.decoder, caches.as_ref());
+    let through = match &options.skip {
+        None => Reader::new(&loaded.decoder, caches.as_ref()),
+        Some(_) if caches.is_some() => {
+            let (name, value) = ("skipping experts", "a folder that names a key-value cache".to_owned());
+            let source = moe_quant::Error::Setting { name, value, expected: "a model that reads windows at once" };
+            return Err(Error::Experts { file: model.to_owned(), source: Box::new(source) });
+        }
+        Some(skip) => {
+            Reader::Skipping(Skipping::by(&loaded.decoder, skip::rule(&loaded.decoder, model, skip, progress)?))
+        }
+    };
     let mut seen = 0;
     let (score, against) = match &options.against {
         None => {
@@ -141,13 +159,18 @@ pub fn evaluate(
     };
     progress.end();
     let kv_cache = caches.as_ref().map(|caches| caches.name.clone());
-    Ok(EvalReport { kv_cache, ..report(score, context, loaded.bytes, against, start) })
+    let skipped = match (&through, &options.skip) {
+        (Reader::Skipping(through), Some(options)) => Some(through.report(model, options)?),
+        _ => None,
+    };
+    Ok(EvalReport { kv_cache, skipped, ..report(score, context, loaded.bytes, against, start) })
 }
 
 /// A model as it reads: at once, or through the caches of its folder.
 enum Reader<'a> {
     Plain(&'a Decoder),
     Cached(Cached<'a>),
+    Skipping(Skipping<'a>),
 }
 
 impl<'a> Reader<'a> {
@@ -162,6 +185,7 @@ impl<'a> Reader<'a> {
         match self {
             Self::Plain(decoder) => *decoder,
             Self::Cached(cached) => cached,
+            Self::Skipping(skipping) => skipping,
         }
     }
 }
@@ -175,6 +199,7 @@ fn report(score: Score, context: usize, bytes: u64, against: Option<AgainstRepor
         context,
         model_bytes: bytes,
         kv_cache: None,
+        skipped: None,
         against,
         seconds: start.elapsed().as_secs_f64(),
     }
@@ -264,6 +289,13 @@ impl EvalReport {
         );
         if let Some(kv_cache) = &self.kv_cache {
             out.push_str(&format!("cache          {kv_cache}, read token by token\n"));
+        }
+        if let Some(skipped) = &self.skipped {
+            out.push_str(&format!(
+                "skipped        {:.2} % of the choices of experts; {:.2} % of tokens without any in a layer\n",
+                100.0 * skipped.share,
+                100.0 * skipped.empty,
+            ));
         }
         if let Some(against) = &self.against {
             out.push_str(&format!(

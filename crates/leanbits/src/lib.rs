@@ -64,6 +64,7 @@ mod profile;
 mod progress;
 mod recipe;
 mod report;
+mod skip;
 mod storage;
 mod table;
 mod usage;
@@ -93,6 +94,7 @@ pub use recipe::{
     RecipeError, Rotation, Rule, RwkvQuant, Svd, SvdLlm, Transforms, default_exclusions, presets,
 };
 pub use report::{CodesReport, CompressReport, RuleLine, RunCost, TensorReport, UniformityReport};
+pub use skip::{SkipBy, SkipOptions, SkipReport};
 pub use storage::{ComposedError, StorageLayout, Weights};
 pub use usage::peak_rss_bytes;
 

@@ -1,12 +1,12 @@
-//! Mixtures of experts: formats under a budget, text that the model writes itself, times that are measured.
+//! Mixtures of experts: formats under a budget, text that the model writes itself, times that are measured, experts skipped.
 
 mod common;
 
 use common::{heldout, tiny_llama};
 use leanbits::moe_quant::{self, EbssConfig, Scheme};
 use leanbits::{
-    CompressOptions, CompressReport, Error, EvalOptions, ProfileOptions, Recipe, RecipeError, Silent, compress,
-    evaluate, measure_profile, sample_calibration,
+    CompressOptions, CompressReport, Error, EvalOptions, ProfileOptions, Recipe, RecipeError, Silent, SkipBy, SkipOptions,
+    compress, evaluate, measure_profile, sample_calibration,
 };
 use std::path::{Path, PathBuf};
 
@@ -210,4 +210,35 @@ fn impossible_budgets_recipes_and_models_are_refused() {
             "{bad}: {refused:?}"
         );
     }
+}
+
+#[test]
+fn skipping_experts_leaves_out_the_share_that_was_asked_for() {
+    let place = Place::new();
+    let with = |model: &Path, share: f64, by: SkipBy| {
+        let skip = SkipOptions { share, calibration: place.path("calibration.txt"), tokens: 510, by };
+        let against = Some(tiny_moe());
+        let options = EvalOptions { tokens: Some(1022), against, skip: Some(skip), ..EvalOptions::default() };
+        evaluate(model, place.path("text.txt"), &options, &mut Silent)
+    };
+    let mut last = 0.0;
+    for share in [0.2, 0.6] {
+        let report = with(&tiny_moe(), share, SkipBy::Importance).expect("a report");
+        let (skipped, kl) = (report.skipped.expect("skipped"), report.against.expect("compared").kl);
+        assert!((skipped.share - share).abs() < 0.05, "{} of {share}", skipped.share);
+        assert!((skipped.importance.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{:?}", skipped.importance);
+        assert!(kl > last, "{kl} after {last}");
+        last = kl;
+    }
+    let gate = with(&tiny_moe(), 0.6, SkipBy::Gate).expect("a report").skipped.expect("skipped");
+    assert!(gate.importance.windows(2).all(|pair| pair[0] == pair[1]), "{:?}", gate.importance);
+    let all = with(&tiny_moe(), 1.0, SkipBy::Importance).expect("a report").skipped.expect("skipped");
+    assert!(all.share > 0.98 && all.empty > 0.98, "{all:?}");
+
+    for share in [0.0, -0.5, 1.5, f64::NAN] {
+        let refused = with(&tiny_moe(), share, SkipBy::Importance);
+        assert!(matches!(&refused, Err(Error::Experts { .. })), "{share}: {refused:?}");
+    }
+    let refused = with(&tiny_moe().with_file_name("tiny-llama"), 0.5, SkipBy::Importance);
+    assert!(matches!(&refused, Err(Error::Experts { .. })), "{refused:?}");
 }

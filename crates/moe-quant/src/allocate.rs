@@ -344,12 +344,18 @@ impl<'a> Program<'a> {
     fn items(&self, tiles: &[usize]) -> Result<Vec<Vec<TimedChoice>>, Error> {
         let mut items = Vec::new();
         for (layer, bytes) in self.layers.iter().zip(&self.bytes) {
+            // What a layer takes whatever the plan is part of the time of its first block.
+            let all = layer.rows.iter().fold(0_u64, |sum, rows| sum.saturating_add(*rows));
+            let mut overhead = self.profile.map_or(0.0, |profile| profile.overhead(all, layer.widths));
             for (expert, &rows) in layer.rows.iter().enumerate() {
                 for block in Block::ALL {
+                    let more = std::mem::take(&mut overhead);
                     let option = |(index, scheme): (usize, &Scheme)| {
                         let time = match self.profile {
                             None => 0.0,
-                            Some(profile) => profile.seconds(*scheme, tiles[index], rows, block.shape(layer.widths))?,
+                            Some(profile) => {
+                                more + profile.seconds(*scheme, tiles[index], rows, block.shape(layer.widths))?
+                            }
                         };
                         let delta = layer.losses.delta(expert, block, index);
                         let loss = if self.sum == LossSum::Squares { delta * delta } else { delta };

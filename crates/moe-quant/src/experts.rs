@@ -1,8 +1,8 @@
 //! The experts of a layer, computed together.
 
 use crate::activations::round_rows;
-use crate::{Activation, Block, Dispatch, Error};
-use quant_core::{Format, Group, Linear, grouped_matmul};
+use crate::{Activation, Block, Dispatch, Error, Scheme};
+use quant_core::{Activations, Format, Group, Linear, PackedTensor, PreparedLinear, grouped_matmul};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -13,6 +13,21 @@ pub struct BlockLinear {
     pub weight: Arc<dyn Linear>,
     /// What each row of inputs is rounded to before the product.
     pub activation: Option<Format>,
+}
+
+impl BlockLinear {
+    /// The fastest form of a packed weight under a scheme: arranged for this CPU, and with kernels for 8-bit inputs where the
+    /// scheme rounds inputs to `int8`.
+    #[must_use]
+    pub fn arranged(scheme: Scheme, packed: &PackedTensor<'static>) -> Self {
+        if scheme.activation == Some(Format::INT8)
+            && let Ok(weight) = PreparedLinear::new(packed).and_then(|p| p.with_activations(Activations::Int8Row))
+        {
+            return Self { weight: Arc::new(weight), activation: None };
+        }
+        let weight = packed.prepared().map_or_else(|| Arc::new(packed.clone()) as Arc<dyn Linear>, Arc::from);
+        Self { weight, activation: scheme.activation }
+    }
 }
 
 /// The routed experts of a layer, each block in a format of its own.

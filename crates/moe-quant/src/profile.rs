@@ -14,7 +14,8 @@ use std::fmt;
 ///
 /// A GPU pads its tiles, so one measured number of rows says all: `time(BM, K)` is the paper's `inc`, and the sum is
 /// `inc · ⌈M/BM⌉ · ⌈N/BN⌉`. A CPU does not; between measured numbers of rows, and between measured `K`, times are
-/// interpolated, beyond the measured `K` they are proportional to it.
+/// interpolated, beyond the measured `K` they are proportional to it. What a layer does beside products, sorting rows,
+/// the nonlinearity and adding up, takes a time for each feature of each row, [`Profile::with_overhead`].
 ///
 /// ```
 /// use moe_quant::{Device, DeviceKind, Profile, SchemeTimes, Tile, TileTimes};
@@ -34,6 +35,7 @@ use std::fmt;
 pub struct Profile {
     device: Device,
     schemes: Vec<SchemeTimes>,
+    overhead: f64,
 }
 
 /// The machine that was measured.
@@ -117,7 +119,27 @@ impl Profile {
                 return Err(Error::Profile { scheme: entry.scheme.to_string(), reason });
             }
         }
-        Ok(Self { device, schemes })
+        Ok(Self { device, schemes, overhead: 0.0 })
+    }
+
+    /// The same with the seconds that one worker takes beside products for each feature, hidden and inner, of each row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a time that is negative or not finite.
+    pub fn with_overhead(self, overhead: f64) -> Result<Self, Error> {
+        if overhead.is_finite() && overhead >= 0.0 {
+            return Ok(Self { overhead, ..self });
+        }
+        let (value, expected) = (overhead.to_string(), "0 or more seconds");
+        Err(Error::Setting { name: "the overhead of the profile", value, expected })
+    }
+
+    /// Seconds that a layer of widths `[hidden, inner]` takes beside its products for so many rows of all experts.
+    #[must_use]
+    pub fn overhead(&self, rows: u64, [hidden, inner]: [usize; 2]) -> f64 {
+        let features = crate::real(rows) * crate::real((hidden + inner) as u64);
+        self.overhead * features / crate::real(self.device.workers as u64)
     }
 
     /// The machine that was measured.
@@ -281,12 +303,16 @@ pub fn crossover_rows(peak: f64, bandwidth: f64, bits: f64) -> f64 {
 struct Stored {
     version: u32,
     device: Device,
+    /// Seconds of a feature of a row beside products; files of earlier times have none.
+    #[serde(default)]
+    overhead: f64,
     schemes: Vec<SchemeTimes>,
 }
 
 impl From<Profile> for Stored {
     fn from(profile: Profile) -> Self {
-        Self { version: Profile::VERSION, device: profile.device, schemes: profile.schemes }
+        let Profile { device, schemes, overhead } = profile;
+        Self { version: Profile::VERSION, device, overhead, schemes }
     }
 }
 
@@ -298,6 +324,6 @@ impl TryFrom<Stored> for Profile {
             let (value, expected) = (stored.version.to_string(), "version 1 of the format");
             return Err(Error::Setting { name: "version of the profile", value, expected });
         }
-        Self::new(stored.device, stored.schemes)
+        Self::new(stored.device, stored.schemes)?.with_overhead(stored.overhead)
     }
 }

@@ -34,6 +34,21 @@ fn times_are_interpolated_between_rows_and_features_and_proportional_beyond() {
 }
 
 #[test]
+fn what_a_layer_does_beside_products_takes_a_time_for_each_feature() {
+    let times = || vec![TileTimes { features: 64, seconds: vec![(16, 1e-6)] }];
+    let with = profile(times()).unwrap().with_overhead(0.5).unwrap();
+    assert_eq!(with.overhead(3, [10, 20]), 45.0);
+    assert_eq!(profile(times()).unwrap().overhead(3, [10, 20]), 0.0);
+    let text = serde_json::to_string(&with).unwrap();
+    assert_eq!(serde_json::from_str::<Profile>(&text).unwrap(), with);
+    let older = text.replace("\"overhead\":0.5,", "");
+    assert_eq!(serde_json::from_str::<Profile>(&older).unwrap(), profile(times()).unwrap());
+    for bad in [-1.0, f64::NAN, f64::INFINITY] {
+        assert!(matches!(profile(times()).unwrap().with_overhead(bad), Err(Error::Setting { .. })), "{bad}");
+    }
+}
+
+#[test]
 fn a_profile_survives_being_saved_and_belongs_to_its_machine() {
     let profile = profile(vec![TileTimes { features: 64, seconds: vec![(16, 1e-6)] }]).unwrap();
     let text = serde_json::to_string(&profile).unwrap();

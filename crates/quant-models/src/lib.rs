@@ -117,7 +117,7 @@ pub use layers::Layers;
 pub use observe::{KeyValues, Observer};
 pub use outliers::{Injected, OutlierSite, Outliers};
 pub use rope::{Rope, RopeScaling, RopeTable};
-pub use route::Routing;
+pub use route::{Choices, Routing};
 pub use slot::{Apply, Origin, Role, Slot};
 pub use stream::Stream;
 pub use text::{Text, Tokens};

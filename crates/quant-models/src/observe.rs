@@ -1,7 +1,7 @@
 //! Watching what flows through a model.
 
 use crate::kv::KvGeometry;
-use crate::route::Routing;
+use crate::route::{Choices, Routing};
 
 /// Keys and values of the tokens of a pass in one layer, row-major `[tokens, kv_heads, dim]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +44,10 @@ pub trait Observer {
     /// An expert sees only the tokens routed to it, in the order of [`Routing::tokens_of`]; an expert without tokens
     /// is not called.
     fn input(&mut self, slot: &str, features: usize, input: &[f32]);
+
+    /// Called where a mixture layer has chosen experts, before anything else sees the choices; the one place where an
+    /// observer may change what the model computes.
+    fn choices(&mut self, _choices: &mut Choices<'_>) {}
 
     /// Called where a mixture layer has chosen experts, before they run.
     fn routing(&mut self, _routing: &Routing<'_>) {}

@@ -17,6 +17,23 @@ pub struct Routing<'a> {
     pub gates: &'a [f32],
 }
 
+/// The choices of a mixture layer for the tokens of a pass, which an observer may change before the experts run.
+///
+/// An id of `experts`, one past the last, is no choice: the token gets nothing for it.
+#[derive(Debug)]
+pub struct Choices<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// Experts to choose from.
+    pub experts: usize,
+    /// Experts each token goes to.
+    pub top_k: usize,
+    /// The chosen experts, row-major `[tokens, top_k]`, the likeliest first.
+    pub ids: &'a mut [usize],
+    /// What their outputs are multiplied with, row-major `[tokens, top_k]`.
+    pub gates: &'a mut [f32],
+}
+
 impl Routing<'_> {
     /// The tokens that go to an expert, in rising order, each with its gate: the rows that the expert's linears see.
     pub fn tokens_of(&self, expert: usize) -> impl Iterator<Item = (usize, f32)> {

@@ -250,6 +250,18 @@ pub(crate) struct Eval {
     /// Put the begin-of-sequence token in front of every window
     #[arg(long)]
     pub(crate) bos: bool,
+    /// Leave out this share of the choices of experts, those that matter least (MoDES)
+    #[arg(long, value_name = "SHARE", requires = "calib")]
+    pub(crate) skip_experts: Option<f64>,
+    /// Text on which importance of layers and the threshold of skipping are measured
+    #[arg(long, value_name = "TEXT", requires = "skip_experts")]
+    pub(crate) calib: Option<PathBuf>,
+    /// Most tokens of that text
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "skip_experts")]
+    pub(crate) calib_tokens: usize,
+    /// Judge choices by their gates alone, whatever their layer
+    #[arg(long, requires = "skip_experts")]
+    pub(crate) skip_by_gate: bool,
 }
 
 /// Time a model folder: tokens a second, bytes a token, share of memory's bandwidth

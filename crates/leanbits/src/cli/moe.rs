@@ -77,8 +77,8 @@ enum CountersArg {
 
 /// Measure what packed products take on this machine, for allocations that weigh time
 ///
-/// Times each scheme for the shapes of a model's experts and for 1 to 256 rows, on one thread. A recipe with
-/// `[experts] r` below 1 names the file as `profile`.
+/// Times each scheme for the shapes of a model's experts and for 1 to 512 rows, many weights in one grouped product on all
+/// threads, as a layer of experts runs them. A recipe with `[experts] r` below 1 names the file as `profile`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  leanbits profile --model model/ -o profile.json\n  \
     leanbits profile --shape 1408x2048 --shape 2048x1408 --schemes int4-g128-asym,int8,int8/int8 -o profile.json")]
@@ -160,6 +160,7 @@ pub(crate) fn calib(args: &Calib, json: bool, progress: &mut dyn Progress) -> Re
 
 pub(crate) fn profile(args: &ProfileArgs, json: bool, progress: &mut dyn Progress) -> Result<(), Failure> {
     let mut shapes = args.shape.clone();
+    let mut weights = 64;
     if let Some(model) = &args.model {
         let config = Config::from_folder(model).map_err(leanbits::Error::from)?;
         let Some(mixture) = &config.mixture else {
@@ -167,8 +168,10 @@ pub(crate) fn profile(args: &ProfileArgs, json: bool, progress: &mut dyn Progres
         };
         let (hidden, inner) = (config.hidden_size, mixture.expert_size);
         shapes.extend([[inner, hidden], [hidden, inner]]);
+        weights = mixture.experts * mixture.layers.iter().filter(|is| **is).count();
     }
-    let profile = leanbits::measure_profile(&ProfileOptions::new(args.schemes.clone(), shapes), progress)?;
+    let options = ProfileOptions { weights, ..ProfileOptions::new(args.schemes.clone(), shapes) };
+    let profile = leanbits::measure_profile(&options, progress)?;
     let text = serde_json::to_string_pretty(&profile).map_err(|source| leanbits::Error::Json { source })?;
     leanbits::write_file(&args.output, text.as_bytes())?;
     if json {

@@ -4,7 +4,7 @@ use super::args::{Bench, Compress, Demo, Dequantize, Dtype, Eval, Inspect, Layou
 use super::output::{Failure, print_json, print_text};
 use leanbits::{
     BenchOptions, CompressOptions, DemoOptions, DequantizeOptions, EvalOptions, FloatType, InspectOptions, Progress,
-    QuantizeOptions, Recipe, StorageLayout,
+    QuantizeOptions, Recipe, SkipBy, SkipOptions, StorageLayout,
 };
 use serde_json::json;
 
@@ -143,6 +143,12 @@ pub(crate) fn eval(args: &Eval, json: bool, progress: &mut dyn Progress) -> Outc
         against: args.against.clone(),
         split: args.split.clone(),
         bos: args.bos,
+        skip: args.skip_experts.zip(args.calib.clone()).map(|(share, calibration)| SkipOptions {
+            share,
+            calibration,
+            tokens: args.calib_tokens,
+            by: if args.skip_by_gate { SkipBy::Gate } else { SkipBy::Importance },
+        }),
     };
     let report = leanbits::evaluate(&args.model, &args.text, &options, progress)?;
     if json { Ok(print_json(&report)?) } else { Ok(print_text(&report.to_text())?) }

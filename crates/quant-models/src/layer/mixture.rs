@@ -5,7 +5,7 @@ use super::{Pass, again};
 use crate::config::Mixture;
 use crate::loader::Loader;
 use crate::ops::{self, Rows};
-use crate::route::{self, Routing};
+use crate::route::{self, Choices, Routing};
 use crate::slot::{self, Origin, Role, Slot, Weight};
 use crate::{Config, Error};
 use quant_core::{Group, grouped_matmul};
@@ -160,7 +160,9 @@ impl Experts {
             }
             if let Some(observer) = again(&mut pass.observer) {
                 let (experts, top_k) = (self.experts.len(), self.top_k);
-                observer.routing(&Routing { layer: pass.layer, experts, top_k, logits, ids: &ids, gates: &gates });
+                let (ids, gates) = (ids.as_mut_slice(), gates.as_mut_slice());
+                observer.choices(&mut Choices { layer: pass.layer, experts, top_k, ids, gates });
+                observer.routing(&Routing { layer: pass.layer, experts, top_k, logits, ids, gates });
             }
         })?;
         Ok(Choice { ids, gates })
