@@ -144,7 +144,7 @@ fn experts(setting: &Setting) -> Vec<[Vec<f32>; 3]> {
             block.rotate_left(expert * 1009);
             block.iter_mut().for_each(|weight| *weight *= size);
         }
-        if expert % 3 == 0 {
+        if expert.is_multiple_of(3) {
             blocks[2].iter_mut().step_by(97).for_each(|weight| *weight *= 8.0);
         }
         blocks

@@ -5,8 +5,8 @@ mod common;
 use common::{heldout, tiny_llama};
 use leanbits::moe_quant::{self, EbssConfig, Scheme};
 use leanbits::{
-    CompressOptions, CompressReport, Error, EvalOptions, ProfileOptions, Recipe, RecipeError, Silent, SkipBy, SkipOptions,
-    compress, evaluate, measure_profile, sample_calibration,
+    CompressOptions, CompressReport, Error, EvalOptions, ProfileOptions, Recipe, RecipeError, Silent, SkipBy,
+    SkipOptions, compress, evaluate, measure_profile, sample_calibration,
 };
 use std::path::{Path, PathBuf};
 
