@@ -94,34 +94,52 @@ for_each_isa! {
     }
 }
 
+/// `sums += x · line`. A function of its own, so that compilers form vectors along the line and not across rows.
+#[inline(always)]
+fn add_line(sums: &mut [f32; TILE_COLUMNS], x: f32, line: &[f32; TILE_COLUMNS]) {
+    for column in 0..TILE_COLUMNS {
+        sums[column] += x * line[column];
+    }
+}
+
 for_each_isa! {
     /// `out = rows · matrix` for rows of `matrix.len() / columns` elements: each element is one sum, in order.
     fn multiply_rows(rows: &[f32], matrix: &[f32], columns: usize, out: &mut [f32]) {
         let inner = matrix.len() / columns;
+        let (tiled, rest) = (columns / TILE_COLUMNS * TILE_COLUMNS, columns % TILE_COLUMNS);
+        let lines = |first: usize| {
+            matrix.chunks_exact(columns).filter_map(move |line| line.get(first..)?.first_chunk::<TILE_COLUMNS>())
+        };
         for (rows, out) in rows.chunks(TILE_ROWS * inner).zip(out.chunks_mut(TILE_ROWS * columns)) {
-            let count = rows.len() / inner;
-            for first in (0..columns).step_by(TILE_COLUMNS) {
-                let wide = TILE_COLUMNS.min(columns - first);
-                let mut sums = [[0.0_f32; TILE_COLUMNS]; TILE_ROWS];
-                if count == TILE_ROWS && wide == TILE_COLUMNS {
-                    let ((a, b), (c, d)) = (rows.split_at(2 * inner).0.split_at(inner), rows[2 * inner..].split_at(inner));
-                    for (k, line) in matrix.chunks_exact(columns).enumerate() {
-                        let Some(line) = line[first..].first_chunk::<TILE_COLUMNS>() else { break };
-                        let x = [a[k], b[k], c[k], d[k]];
-                        sums.iter_mut().zip(x).for_each(|(sums, x)| {
-                            sums.iter_mut().zip(line).for_each(|(sum, y)| *sum += x * y);
-                        });
+            for first in (0..tiled).step_by(TILE_COLUMNS) {
+                let mut put = |row: usize, sums: &[f32; TILE_COLUMNS]| {
+                    out[row * columns + first..][..TILE_COLUMNS].copy_from_slice(sums);
+                };
+                if rows.len() == TILE_ROWS * inner {
+                    let ((a, b), (c, d)) = (rows[..2 * inner].split_at(inner), rows[2 * inner..].split_at(inner));
+                    let (mut of_a, mut of_b) = ([0.0; TILE_COLUMNS], [0.0; TILE_COLUMNS]);
+                    let (mut of_c, mut of_d) = ([0.0; TILE_COLUMNS], [0.0; TILE_COLUMNS]);
+                    for ((((line, a), b), c), d) in lines(first).zip(a).zip(b).zip(c).zip(d) {
+                        add_line(&mut of_a, *a, line);
+                        add_line(&mut of_b, *b, line);
+                        add_line(&mut of_c, *c, line);
+                        add_line(&mut of_d, *d, line);
                     }
+                    [of_a, of_b, of_c, of_d].iter().enumerate().for_each(|(row, sums)| put(row, sums));
                 } else {
-                    for (row, sums) in rows.chunks_exact(inner).zip(&mut sums) {
-                        for (x, line) in row.iter().zip(matrix.chunks_exact(columns)) {
-                            sums.iter_mut().zip(&line[first..first + wide]).for_each(|(sum, y)| *sum += x * y);
-                        }
+                    for (index, row) in rows.chunks_exact(inner).enumerate() {
+                        let mut sums = [0.0; TILE_COLUMNS];
+                        lines(first).zip(row).for_each(|(line, x)| add_line(&mut sums, *x, line));
+                        put(index, &sums);
                     }
                 }
-                for (out, sums) in out.chunks_exact_mut(columns).zip(&sums) {
-                    out[first..first + wide].copy_from_slice(&sums[..wide]);
+            }
+            for (row, out) in rows.chunks_exact(inner).zip(out.chunks_exact_mut(columns)) {
+                let mut sums = [0.0_f32; TILE_COLUMNS];
+                for (x, line) in row.iter().zip(matrix.chunks_exact(columns)) {
+                    sums.iter_mut().zip(&line[tiled..]).for_each(|(sum, y)| *sum += x * y);
                 }
+                out[tiled..].copy_from_slice(&sums[..rest]);
             }
         }
     }
