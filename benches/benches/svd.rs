@@ -135,38 +135,47 @@ fn products() {
     print(&format!("`add_matmul`, {MIDDLE} × 128 × {LARGE}"), cases, 5);
 }
 
-/// A vector through two factors, beside reading as many bytes.
+/// A vector through two factors, as they are stored and arranged for products, beside reading the bytes that are stored.
 fn pairs() {
     const RANK: usize = 512;
     let (a, b, x) = (weights(LARGE * RANK), weights(RANK * LARGE), weights(LARGE));
-    println!("\nA vector through factors of rank {RANK} of a {LARGE} × {LARGE} weight\n");
     println!(
-        "| factors | MB | CPU ms | GB/s | × reading the bytes | × one linear of the same bytes |\n|---|---:|---:|---:|---:|---:|"
+        "\nA vector through factors of rank {RANK} of a {LARGE} × {LARGE} weight, as stored and prepared for products (16-bit floats as f32)\n"
     );
-    for name in ["f32", "f16", "int8", "int4-g128"] {
+    println!(
+        "| factors | MB | reading them, CPU ms | the pair, CPU ms | × reading | the pair prepared, CPU ms | × reading | × one prepared linear of as many elements |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|"
+    );
+    for name in ["f32", "f16", "bf16", "int8", "int4-g128"] {
         let storage: Storage = name.parse().expect("a storage");
         let store = |values: &[f32], rows: usize, columns: usize| {
             storage.store(values.to_vec(), rows, columns).expect("finite")
         };
         let pair = LowRank::new(store(&a, LARGE, RANK), store(&b, RANK, LARGE)).expect("factors that fit");
+        let prepared = pair.prepared().expect("factors have a prepared form");
         // One stage of as many elements, for what the second costs.
         let one = store(&[a.as_slice(), b.as_slice()].concat(), 2 * RANK, LARGE);
+        let one = one.prepared().expect("so has one linear");
         let bytes = usize::try_from(pair.footprint().total_bytes()).expect("a size in memory");
         let memory = weights(bytes / 4);
-        let (mut y, mut z) = (vec![0.0; LARGE], vec![0.0; 2 * RANK]);
+        let [mut y, mut z, mut w] = [LARGE, LARGE, 2 * RANK].map(|outputs| vec![0.0; outputs]);
         let mut cases: Vec<Case<'_>> = vec![
             ("read".into(), Box::new(|| _ = black_box(floors::read(&memory)))),
             ("pair".into(), Box::new(|| pair.matmul(&x, &mut y).expect("shapes that fit"))),
-            ("one".into(), Box::new(|| one.matmul(&x, &mut z).expect("shapes that fit"))),
+            ("prepared".into(), Box::new(|| prepared.matmul(&x, &mut z).expect("shapes that fit"))),
+            ("one".into(), Box::new(|| one.matmul(&x, &mut w).expect("shapes that fit"))),
         ];
-        let seconds = least(&mut cases, 20);
+        let seconds = least(&mut cases, 30);
         #[expect(clippy::cast_precision_loss, reason = "sizes of benchmarks")]
-        let (megabytes, gigabytes) = (bytes as f64 / 1e6, bytes as f64 / seconds[1] / 1e9);
+        let megabytes = bytes as f64 / 1e6;
         println!(
-            "| `{name}` | {megabytes:.1} | {:.2} | {gigabytes:.1} | {:.2} | {:.2} |",
+            "| `{name}` | {megabytes:.1} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            1e3 * seconds[0],
             1e3 * seconds[1],
             seconds[1] / seconds[0],
-            seconds[1] / seconds[2]
+            1e3 * seconds[2],
+            seconds[2] / seconds[0],
+            seconds[2] / seconds[3]
         );
     }
 }

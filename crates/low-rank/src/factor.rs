@@ -1,6 +1,7 @@
 //! How a factor is stored.
 
 use crate::Error;
+use ndarray::ArrayView2;
 use quant_core::{Footprint, Format, Layout, Linear, PackedTensor, Shaped};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,8 @@ impl DenseLinear {
 
 /// Outputs that one thread takes at a time.
 const BAND: usize = 64;
+/// Rows of inputs from which on they are multiplied together.
+const MANY: usize = 16;
 
 impl Linear for DenseLinear {
     fn in_features(&self) -> usize {
@@ -139,9 +142,19 @@ impl Linear for DenseLinear {
         self.rows
     }
 
-    /// Sums are formed in 16 lanes that are added in order, the same for any number of rows and of threads.
+    /// Sums of up to 15 rows are formed in 16 lanes that are folded by halves, each row by itself; more rows are multiplied
+    /// together, by [`quant_linalg::matmul`]. All bits are the same for any number of threads.
     fn matmul(&self, x: &[f32], y: &mut [f32]) -> Result<(), quant_core::Error> {
         let rows = product_rows(self, x, y)?;
+        let matrices = (
+            ArrayView2::from_shape((rows, self.columns), x),
+            ArrayView2::from_shape((self.rows, self.columns), &self.values),
+        );
+        if let (MANY.., (Ok(x), Ok(weights))) = (rows, matrices) {
+            let product = quant_linalg::matmul(x, weights.t());
+            y.iter_mut().zip(&product).for_each(|(y, &sum)| *y = sum);
+            return Ok(());
+        }
         let mut bands: Vec<(usize, Vec<f32>)> = (0..self.rows).step_by(BAND).map(|first| (first, Vec::new())).collect();
         bands.par_iter_mut().for_each(|(first, sums)| {
             let weights = self.values[*first * self.columns..].chunks_exact(self.columns).take(BAND);
@@ -165,20 +178,38 @@ impl Linear for DenseLinear {
         let elements = self.values.len() as u64;
         Footprint { elements, codes: 4 * elements, ..Footprint::default() }
     }
+
+    fn prepared(&self) -> Option<Box<dyn Linear>> {
+        Some(Box::new(self.clone()))
+    }
 }
 
+/// Lanes of a sum.
+const LANES: usize = 16;
+
 fn dot(x: &[f32], w: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; 16];
-    let ((x, x_tail), (w, w_tail)) = (x.as_chunks::<16>(), w.as_chunks::<16>());
-    for (x, w) in x.iter().zip(w) {
-        for (lane, (x, w)) in lanes.iter_mut().zip(x.iter().zip(w)) {
-            *lane += x * w;
-        }
-    }
+    let mut lanes = [0.0_f32; LANES];
+    let ((x, x_tail), (w, w_tail)) = (x.as_chunks(), w.as_chunks());
+    x.iter().zip(w).for_each(|(x, w)| add_products(&mut lanes, x, w));
     for (lane, (x, w)) in lanes.iter_mut().zip(x_tail.iter().zip(w_tail)) {
         *lane += x * w;
     }
-    lanes.iter().sum()
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `lanes += x · w`. A function of its own, so that compilers keep lanes in registers.
+#[inline(always)]
+fn add_products(lanes: &mut [f32; LANES], x: &[f32; LANES], w: &[f32; LANES]) {
+    for i in 0..LANES {
+        lanes[i] += x[i] * w[i];
+    }
 }
 
 /// Checks the slices of a product and returns the number of rows.
@@ -231,5 +262,15 @@ impl Linear for Factor {
 
     fn footprint(&self) -> Footprint {
         self.linear().footprint()
+    }
+
+    /// Packed factors as [`quant_core::PreparedLinear`]; those of a format that has no such form, 16-bit floats for one,
+    /// decoded to f32.
+    fn prepared(&self) -> Option<Box<dyn Linear>> {
+        let decoded = || -> Option<Box<dyn Linear>> {
+            let values = self.to_dense().ok()?;
+            Some(Box::new(DenseLinear { values, rows: self.out_features(), columns: self.in_features() }))
+        };
+        self.linear().prepared().or_else(decoded)
     }
 }

@@ -85,6 +85,10 @@ impl<A: Linear, B: Linear> Linear for LowRank<A, B> {
         let elements = self.in_features() as u64 * self.out_features() as u64;
         Footprint { elements, ..self.a.footprint() + self.b.footprint() }
     }
+
+    fn prepared(&self) -> Option<Box<dyn Linear>> {
+        Some(Box::new(LowRank { a: Owned(self.a.prepared()?), b: Owned(self.b.prepared()?) }))
+    }
 }
 
 /// `W = A + B`, for example a packed weight and the low-rank correction of its error.
@@ -145,6 +149,36 @@ impl<A: Linear, B: Linear> Linear for Sum<A, B> {
         let elements = self.in_features() as u64 * self.out_features() as u64;
         Footprint { elements, ..self.a.footprint() + self.b.footprint() }
     }
+
+    fn prepared(&self) -> Option<Box<dyn Linear>> {
+        Some(Box::new(Sum { a: Owned(self.a.prepared()?), b: Owned(self.b.prepared()?) }))
+    }
+}
+
+/// A part that was arranged for fast products.
+#[derive(Debug)]
+struct Owned(Box<dyn Linear>);
+
+impl Linear for Owned {
+    fn in_features(&self) -> usize {
+        self.0.in_features()
+    }
+
+    fn out_features(&self) -> usize {
+        self.0.out_features()
+    }
+
+    fn matmul(&self, x: &[f32], y: &mut [f32]) -> Result<(), quant_core::Error> {
+        self.0.matmul(x, y)
+    }
+
+    fn to_dense(&self) -> Result<Vec<f32>, quant_core::Error> {
+        self.0.to_dense()
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.0.footprint()
+    }
 }
 
 /// What a method makes of a weight.
@@ -187,6 +221,10 @@ impl Linear for Factored {
 
     fn footprint(&self) -> Footprint {
         self.linear().footprint()
+    }
+
+    fn prepared(&self) -> Option<Box<dyn Linear>> {
+        self.linear().prepared()
     }
 }
 

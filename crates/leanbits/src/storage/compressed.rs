@@ -136,6 +136,10 @@ impl Compressed {
 }
 
 impl Linear for Compressed {
+    fn prepared(&self) -> Option<Box<dyn Linear>> {
+        self.linear().prepared()
+    }
+
     fn in_features(&self) -> usize {
         self.linear().in_features()
     }

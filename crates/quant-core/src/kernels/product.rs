@@ -10,46 +10,31 @@ const LANES: usize = 16;
 #[inline(always)]
 pub(crate) fn dots(inputs: &[f32], weights: &[f32], out: &mut [f32]) {
     let columns = weights.len().max(1);
-    let mut inputs = inputs.chunks_exact(4 * columns);
-    let (fours, rest) = out.split_at_mut(out.len() / 4 * 4);
-    for (rows, out) in (&mut inputs).zip(fours.as_chunks_mut::<4>().0) {
-        *out = dot_rows::<4>(rows, weights);
-    }
-    for (row, out) in inputs.remainder().chunks_exact(columns).zip(rest) {
-        [*out] = dot_rows::<1>(row, weights);
-    }
+    inputs.chunks_exact(columns).zip(out).for_each(|(row, out)| *out = dot(row, weights));
 }
 
-/// Several rows at once: their sums do not wait for each other, and the weights are read once.
+/// One row at a time: sums of several rows side by side are what compilers make a mess of.
 #[inline(always)]
-fn dot_rows<const N: usize>(rows: &[f32], weights: &[f32]) -> [f32; N] {
-    let columns = weights.len();
-    let mut lanes = [[0.0_f32; LANES]; N];
-    let (blocks, tail) = weights.as_chunks::<LANES>();
-    let inputs: [&[f32]; N] = std::array::from_fn(|n| &rows[n * columns..][..columns]);
-    let parts: [&[[f32; LANES]]; N] = std::array::from_fn(|n| &inputs[n].as_chunks::<LANES>().0[..blocks.len()]);
-    for (k, w) in blocks.iter().enumerate() {
-        for n in 0..N {
-            let x = &parts[n][k];
-            for i in 0..LANES {
-                lanes[n][i] += x[i] * w[i];
-            }
-        }
+fn dot(x: &[f32], weights: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let ((x, x_tail), (w, w_tail)) = (x.as_chunks(), weights.as_chunks());
+    x.iter().zip(w).for_each(|(x, w)| add_products(&mut lanes, x, w));
+    for (lane, (x, w)) in lanes.iter_mut().zip(x_tail.iter().zip(w_tail)) {
+        *lane += x * w;
     }
-    let mut sums = [0.0; N];
-    for n in 0..N {
-        let lanes = &mut lanes[n];
-        for (lane, (x, w)) in lanes.iter_mut().zip(inputs[n][blocks.len() * LANES..].iter().zip(tail)) {
-            *lane += x * w;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-            width /= 2;
-        }
-        sums[n] = lanes[0];
+        width /= 2;
     }
-    sums
+    lanes[0]
+}
+
+#[inline(always)]
+fn add_products(lanes: &mut [f32; LANES], x: &[f32; LANES], w: &[f32; LANES]) {
+    for i in 0..LANES {
+        lanes[i] += x[i] * w[i];
+    }
 }
