@@ -202,8 +202,8 @@ impl Head {
     }
 
     /// Logits as a graph, from rows before the final norm.
-    pub(crate) fn trace(&self, x: &Tensor) -> Result<Tensor, Error> {
-        graph::product(&self.slot, &graph::norm(&self.norm, x)?)
+    pub(crate) fn trace(&self, x: &Tensor, tap: Option<&Arc<graph::Tap>>) -> Result<Tensor, Error> {
+        graph::product(&self.slot, &graph::norm(&self.norm, x)?, tap)
     }
 
     /// Logits of some rows, row-major `[rows, vocabulary]`.

@@ -1,9 +1,11 @@
-//! Gradients of a language model's loss with respect to its keys and values.
+//! Gradients of a language model's loss with respect to its keys and values, and to its weights.
 
-use crate::layer::graph::Frame;
+use crate::layer::graph::{Frame, Tap};
 use crate::ops;
 use crate::{Decoder, Error};
 use candle_core::{Device, Tensor, Var};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Logits held at once, which bounds memory for large vocabularies.
 const LOGITS: usize = 1 << 22;
@@ -63,24 +65,10 @@ pub fn kv_gradients(decoder: &Decoder, tokens: &[u32], stretch: usize) -> Result
     if stretch == 0 {
         return Err(Error::BadSetting { name: "stretch", value: "0".into(), expected: "at least 1" });
     }
-    if tokens.len() < 2 {
-        return Err(Error::TooFewTokens { found: tokens.len(), needed: 2 });
-    }
+    check(decoder, tokens)?;
     let refused = || Error::NotDifferentiable { family: config.family };
-    if config.rwkv.is_some() || config.mixture.is_some() {
-        return Err(refused());
-    }
     let mut frame = Frame::new(config, tokens.len(), stretch)?;
-
-    // Forwards, keeping what enters each layer.
-    let mut inputs = vec![decoder.embedded(tokens)?];
-    for (index, layer) in decoder.layers().iter().enumerate() {
-        frame.layer = index;
-        let traced = layer.trace(&inputs[index], None, &frame)?.ok_or_else(refused)?;
-        inputs.push(traced.out);
-    }
-    let last = inputs.pop().ok_or_else(refused)?;
-    let (loss, mut flow) = head(decoder, tokens, &last)?;
+    let Forwards { inputs, loss, mut flow } = forwards(decoder, tokens, &mut frame)?;
 
     // Backwards, layer by layer: the gradient of ⟨out, flow⟩ is the flow that enters the layer before.
     let mut layers = Vec::new();
@@ -110,8 +98,100 @@ pub fn kv_gradients(decoder: &Decoder, tokens: &[u32], stretch: usize) -> Result
     Ok(KvGradients { loss, layers })
 }
 
+/// Runs a text through a dense transformer, differentiates the mean loss of predicting each token from those before it,
+/// and hands on the gradient of the weight of each slot that is `wanted`: its name, and elements `[out, in]`. Returns the
+/// loss. Means of these gradients' squares over texts are the Fisher information that FWSVD (arXiv 2207.00112) and ASVD read.
+///
+/// Layers are differentiated one after the other, last layer first, so that the gradients of one layer are in memory.
+/// Linears that round their inputs pass gradients as if they did not. Names that no slot has are left alone.
+///
+/// # Errors
+///
+/// As [`kv_gradients`].
+///
+/// # Examples
+///
+/// ```
+/// use quant_models::{Decoder, Text, weight_gradients};
+/// let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-llama");
+/// let model = Decoder::open(&folder)?;
+/// let text = Text::Bytes.encode(b"Which weights does the loss depend on?")?;
+/// let wanted = ["model.layers.0.mlp.down_proj".to_owned()].into();
+/// let mut energy = 0.0;
+/// weight_gradients(&model, &text.ids, &wanted, |_, gradient| energy = gradient.iter().map(|g| g * g).sum())?;
+/// assert!(energy > 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn weight_gradients(
+    decoder: &Decoder,
+    tokens: &[u32],
+    wanted: &BTreeSet<String>,
+    mut each: impl FnMut(&str, &[f32]),
+) -> Result<f64, Error> {
+    let config = decoder.config();
+    check(decoder, tokens)?;
+    let mut frame = Frame::new(config, tokens.len(), 1)?;
+    let tap = Tap::new(wanted);
+    frame.tap = Some(tap.clone());
+    let mut hand_on = || -> Result<(), Error> {
+        for (name, gradient) in tap.take() {
+            ops::read(&gradient.contiguous()?, |gradient| each(&name, gradient))?;
+        }
+        Ok(())
+    };
+    let Forwards { inputs, loss, mut flow } = forwards(decoder, tokens, &mut frame)?;
+    hand_on()?;
+    for (index, layer) in decoder.layers().iter().enumerate().rev() {
+        frame.layer = index;
+        let input = Var::from_tensor(&inputs[index])?;
+        let traced = layer.trace(&input, None, &frame)?;
+        let traced = traced.ok_or(Error::NotDifferentiable { family: config.family })?;
+        let gradients = (traced.out * &flow)?.sum_all()?.backward()?;
+        flow = match gradients.get(&input) {
+            Some(gradient) => gradient.contiguous()?,
+            None => input.zeros_like()?,
+        };
+        hand_on()?;
+    }
+    Ok(loss)
+}
+
+/// Refuses what has no gradients.
+fn check(decoder: &Decoder, tokens: &[u32]) -> Result<(), Error> {
+    let config = decoder.config();
+    if tokens.len() < 2 {
+        return Err(Error::TooFewTokens { found: tokens.len(), needed: 2 });
+    }
+    if config.rwkv.is_some() || config.mixture.is_some() {
+        return Err(Error::NotDifferentiable { family: config.family });
+    }
+    Ok(())
+}
+
+/// A text that ran through all layers.
+struct Forwards {
+    /// What enters each layer.
+    inputs: Vec<Tensor>,
+    loss: f64,
+    /// The gradient of the loss with respect to what the last layer gives.
+    flow: Tensor,
+}
+
+fn forwards(decoder: &Decoder, tokens: &[u32], frame: &mut Frame<'_>) -> Result<Forwards, Error> {
+    let refused = || Error::NotDifferentiable { family: decoder.config().family };
+    let mut inputs = vec![decoder.embedded(tokens)?];
+    for (index, layer) in decoder.layers().iter().enumerate() {
+        frame.layer = index;
+        let traced = layer.trace(&inputs[index], None, frame)?.ok_or_else(refused)?;
+        inputs.push(traced.out);
+    }
+    let last = inputs.pop().ok_or_else(refused)?;
+    let (loss, flow) = head(decoder, tokens, &last, frame.tap.as_ref())?;
+    Ok(Forwards { inputs, loss, flow })
+}
+
 /// The loss, and its gradient with respect to what the last layer gives.
-fn head(decoder: &Decoder, tokens: &[u32], last: &Tensor) -> Result<(f64, Tensor), Error> {
+fn head(decoder: &Decoder, tokens: &[u32], last: &Tensor, tap: Option<&Arc<Tap>>) -> Result<(f64, Tensor), Error> {
     let head = decoder.head();
     let vocab = decoder.config().vocab_size;
     let predicted = tokens.len() - 1;
@@ -122,7 +202,7 @@ fn head(decoder: &Decoder, tokens: &[u32], last: &Tensor) -> Result<(f64, Tensor
     for start in (0..predicted).step_by(chunk) {
         let rows = chunk.min(predicted - start);
         let input = Var::from_tensor(&last.narrow(0, start, rows)?.contiguous()?)?;
-        let logits = head.trace(&input)?;
+        let logits = head.trace(&input, tap)?;
         let mut slopes = Vec::with_capacity(rows * vocab);
         ops::read(&logits, |logits| {
             for (row, logits) in logits.chunks_exact(vocab).enumerate() {

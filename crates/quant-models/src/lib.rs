@@ -16,7 +16,8 @@
 //! [`Layers`] reads the same pieces one at a time, so that a method can work through a model of any size layer by layer.
 //! [`Outliers`] makes channels large without changing what a model computes.
 //!
-//! [`kv_gradients`] says how much the loss depends on each key and value, for methods that weigh their errors so.
+//! [`kv_gradients`] says how much the loss depends on each key and value, [`weight_gradients`] on each weight, for methods
+//! that weigh their errors so.
 //!
 //! [`eval`] measures what a change did: perplexity, bits per byte, KL divergence and top-1 agreement with a
 //! reference. [`generate()`] writes text, greedily or sampled.
@@ -110,7 +111,7 @@ pub use decoder::Decoder;
 pub use ends::{Embedding, Head, Hidden};
 pub use error::{BoxError, Error};
 pub use generate::{Generate, Sampler, Sampling, generate};
-pub use gradient::{KvGradients, LayerGradients, kv_gradients};
+pub use gradient::{KvGradients, LayerGradients, kv_gradients, weight_gradients};
 pub use kv::{KvCache, KvGeometry, KvRows, KvScratch, KvState, KvStep, PlainKvCache, RecurrentState};
 pub use layer::Layer;
 pub use layers::Layers;

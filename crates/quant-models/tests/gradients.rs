@@ -1,13 +1,13 @@
-//! Gradients of the loss with respect to keys and values, against finite differences of the decoder itself.
+//! Gradients of the loss with respect to keys, values and weights, against finite differences of the decoder itself.
 
 mod common;
 
-use common::{config, random_model, some_tokens};
+use common::{config, model_of, random_model, some_tokens, weights};
 use quant_core::Format;
 use quant_models::eval::log_softmax;
 use quant_models::{
     BoxError, Decoder, Error, KeyValues, KvCache, KvGeometry, KvRows, KvScratch, KvState, Observer, PlainKvCache,
-    kv_gradients,
+    kv_gradients, weight_gradients,
 };
 use serde_json::{Value, json};
 
@@ -158,4 +158,49 @@ fn what_has_no_gradient_is_refused() {
     let recurrent = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-rwkv7");
     let refused = kv_gradients(&Decoder::open(&recurrent).unwrap(), &[1, 2], 1);
     assert!(matches!(refused, Err(Error::NotDifferentiable { .. })), "{refused:?}");
+}
+
+#[test]
+fn gradients_of_weights_are_slopes_of_the_loss_too() {
+    for changes in variants() {
+        let (config, tokens) = (config(changes.clone()), some_tokens(14, 40, 3));
+        let (model, tensors) = (random_model(&config, 3), weights(&config, 3));
+        let names = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"];
+        let mut wanted: std::collections::BTreeSet<String> =
+            names.iter().map(|name| format!("model.layers.0.{name}")).collect();
+        wanted.insert("lm_head".to_owned());
+        let mut found = std::collections::BTreeMap::new();
+        let told = weight_gradients(&model, &tokens, &wanted, |name, gradient| {
+            assert!(found.insert(name.to_owned(), gradient.to_vec()).is_none(), "{name} comes once");
+        })
+        .unwrap();
+        assert!((told - loss(&model, &tokens, None)).abs() < 1e-5 * told);
+        assert!(found.keys().eq(&wanted), "{:?}", found.keys());
+        let mut largest = 0.0_f64;
+        for (name, gradient) in &found {
+            let scale = f64::from(gradient.iter().fold(0.0_f32, |m, g| m.max(g.abs())));
+            for at in (0..gradient.len()).step_by(gradient.len() / 3) {
+                let moved = |by: f32| {
+                    let mut tensors = tensors.clone();
+                    tensors.get_mut(&format!("{name}.weight")).unwrap().1[at] += by;
+                    loss(&model_of(&config, &tensors), &tokens, None)
+                };
+                let slope = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+                let difference = (f64::from(gradient[at]) - slope).abs();
+                assert!(difference < 0.02 * scale + 2e-5, "{changes}: {name} {at}: {} beside {slope}", gradient[at]);
+                largest = largest.max(slope.abs());
+            }
+        }
+        assert!(largest > 1e-3, "{changes}: slopes up to {largest} tell nothing");
+    }
+}
+
+#[test]
+fn gradients_of_weights_that_are_not_asked_for_are_not_formed() {
+    let model = random_model(&config(json!({})), 3);
+    let tokens = some_tokens(9, 40, 3);
+    let wanted = ["model.layers.9.mlp.up_proj".to_owned()].into();
+    weight_gradients(&model, &tokens, &wanted, |name, _| panic!("{name} was not asked for")).unwrap();
+    let short = weight_gradients(&model, &tokens[..1], &wanted, |_, _| {});
+    assert!(matches!(short, Err(Error::TooFewTokens { found: 1, needed: 2 })), "{short:?}");
 }

@@ -13,7 +13,9 @@ use crate::slot::{self, Slot};
 use crate::{Activation, Config, Error, RopeTable};
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Shape, Tensor};
 use quant_core::Format;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 /// What a layer's graph needs beside its input.
 pub(crate) struct Frame<'a> {
@@ -21,6 +23,37 @@ pub(crate) struct Frame<'a> {
     pub(crate) layer: usize,
     /// Cosines and sines of the tokens, `[tokens, 1, pairs]`.
     pub(crate) turn: [Tensor; 2],
+    /// Takes gradients of weights, where they are asked for.
+    pub(crate) tap: Option<Arc<Tap>>,
+}
+
+/// Gradients of weights that passed by on the way back, by the names of their slots.
+pub(crate) struct Tap {
+    wanted: BTreeSet<String>,
+    found: Mutex<BTreeMap<String, Tensor>>,
+}
+
+impl Tap {
+    pub(crate) fn new(wanted: &BTreeSet<String>) -> Arc<Self> {
+        Arc::new(Self { wanted: wanted.clone(), found: Mutex::default() })
+    }
+
+    /// Adds to the gradient of a slot's weight: its inputs may come in pieces.
+    fn add(&self, name: &str, gradient: Tensor) -> candle_core::Result<()> {
+        let mut found =
+            self.found.lock().map_err(|_| candle_core::Error::msg("a thread that held gradients failed"))?;
+        let sum = match found.remove(name) {
+            Some(before) => (before + gradient)?,
+            None => gradient,
+        };
+        found.insert(name.to_owned(), sum);
+        Ok(())
+    }
+
+    /// Gives what came by since the last time.
+    pub(crate) fn take(&self) -> BTreeMap<String, Tensor> {
+        self.found.lock().map(|mut found| std::mem::take(&mut *found)).unwrap_or_default()
+    }
 }
 
 /// A layer's output, and its keys (after the rotary turn) and values, `[tokens, kv_heads · head_dim]`.
@@ -39,7 +72,7 @@ impl Frame<'_> {
             let picked: Vec<f32> = of.chunks_exact(pairs).step_by(stretch).flatten().copied().collect();
             Tensor::from_vec(picked, (tokens, 1, pairs), &Device::Cpu)
         };
-        Ok(Frame { config, layer: 0, turn: [rows(table.cosines())?, rows(table.sines())?] })
+        Ok(Frame { config, layer: 0, turn: [rows(table.cosines())?, rows(table.sines())?], tap: None })
     }
 }
 
@@ -54,7 +87,7 @@ impl Transformer {
         let FeedForward::Dense(mlp) = &self.mlp else { return Ok(None) };
         let (mixed, keys, values) = trace_attention(&self.attention, &norm(&self.mixer_norm, x)?, nudges, frame)?;
         let middle = (x + mixed)?;
-        let out = (&middle + trace_mlp(mlp, &norm(&self.mlp_norm, &middle)?, frame.config)?)?;
+        let out = (&middle + trace_mlp(mlp, &norm(&self.mlp_norm, &middle)?, frame)?)?;
         Ok(Some(Traced { out, keys, values }))
     }
 }
@@ -67,7 +100,7 @@ fn trace_attention(
 ) -> Result<(Tensor, Tensor, Tensor), Error> {
     let config = frame.config;
     let (tokens, dim, kv_heads, group) = (x.dim(0)?, config.head_dim, config.kv_heads, config.heads / config.kv_heads);
-    let [q, k, v] = [&attention.q, &attention.k, &attention.v].map(|slot| product(slot, x));
+    let [q, k, v] = [&attention.q, &attention.k, &attention.v].map(|slot| product(slot, x, frame.tap.as_ref()));
     let heads = |x: Tensor, count: usize, own: &Option<Norm>| -> Result<Tensor, Error> {
         let x = x.reshape((tokens, count, dim))?;
         let x = match own {
@@ -91,18 +124,19 @@ fn trace_attention(
     let weights = scores.apply_op1(Softmax { tokens, scale, window })?;
     let mixed = weights.matmul(&of_heads(&v)?)?.reshape((kv_heads, group, tokens, dim))?;
     let mixed = mixed.permute((2, 0, 1, 3))?.contiguous()?.reshape((tokens, config.heads * dim))?;
-    Ok((product(&attention.o, &mixed)?, k, v))
+    Ok((product(&attention.o, &mixed, frame.tap.as_ref())?, k, v))
 }
 
-fn trace_mlp(mlp: &Mlp, x: &Tensor, config: &Config) -> Result<Tensor, Error> {
-    let gate = product(&mlp.gate, x)?;
-    let gate = match config.activation {
+fn trace_mlp(mlp: &Mlp, x: &Tensor, frame: &Frame<'_>) -> Result<Tensor, Error> {
+    let tap = frame.tap.as_ref();
+    let gate = product(&mlp.gate, x, tap)?;
+    let gate = match frame.config.activation {
         Activation::Silu => gate.silu()?,
         Activation::Gelu => gate.gelu_erf()?,
         Activation::GeluTanh => gate.gelu()?,
         Activation::Relu => gate.relu()?,
     };
-    product(&mlp.down, &(gate * product(&mlp.up, x)?)?)
+    product(&mlp.down, &(gate * product(&mlp.up, x, tap)?)?, tap)
 }
 
 /// Turns `[tokens, heads, dim]` by the tokens' positions.
@@ -135,20 +169,32 @@ pub(crate) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor, Error> {
 }
 
 /// `x Wᵀ + b` of a slot. Where the slot rounds its input, gradients pass as if it did not ("straight through").
-pub(crate) fn product(slot: &Slot, x: &Tensor) -> Result<Tensor, Error> {
-    let y = x.contiguous()?.apply_op1(Product { weight: slot.matrix()?, input: slot.input_format() })?;
+pub(crate) fn product(slot: &Slot, x: &Tensor, tap: Option<&Arc<Tap>>) -> Result<Tensor, Error> {
+    let tap = tap.filter(|tap| tap.wanted.contains(slot.name())).map(|tap| (slot.name().to_owned(), tap.clone()));
+    let y = x.contiguous()?.apply_op1(Product { weight: slot.matrix()?, input: slot.input_format(), tap })?;
     Ok(match slot.bias() {
         Some(bias) => y.broadcast_add(&Tensor::from_slice(bias, bias.len(), &Device::Cpu)?)?,
         None => y,
     })
 }
 
-/// A product with a weight that needs no gradient.
+/// A product with a weight whose gradient is formed only if it is asked for.
 struct Product {
     /// `[out, in]`.
     weight: Tensor,
     /// What inputs are rounded to.
     input: Option<Format>,
+    /// Where the gradient of the weight goes, and under which name.
+    tap: Option<(String, Arc<Tap>)>,
+}
+
+impl Product {
+    /// Inputs as they are multiplied.
+    fn inputs(&self, values: &[f32], dims: &[usize]) -> candle_core::Result<Tensor> {
+        let Some(format) = self.input else { return Tensor::from_slice(values, dims, &Device::Cpu) };
+        let rounded = slot::round_rows(format, values, self.weight.dim(1)?).map_err(candle_core::Error::wrap)?;
+        Tensor::from_vec(rounded, dims, &Device::Cpu)
+    }
 }
 
 impl CustomOp1 for Product {
@@ -157,20 +203,18 @@ impl CustomOp1 for Product {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (values, width) = (values(storage, layout)?, self.weight.dim(1)?);
-        let x = match self.input {
-            None => Tensor::from_slice(values, layout.dims(), &Device::Cpu)?,
-            Some(format) => {
-                let rounded = slot::round_rows(format, values, width).map_err(candle_core::Error::wrap)?;
-                Tensor::from_vec(rounded, layout.dims(), &Device::Cpu)?
-            }
-        };
-        let y = x.matmul(&self.weight.t()?)?;
+        let y = self.inputs(values(storage, layout)?, layout.dims())?.matmul(&self.weight.t()?)?;
         Ok((CpuStorage::F32(y.flatten_all()?.to_vec1()?), y.shape().clone()))
     }
 
-    fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        grad.contiguous()?.matmul(&self.weight).map(Some)
+    /// `∂x = g W`, and `∂W = gᵀ x`.
+    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        if let Some((name, tap)) = &self.tap {
+            let x = self.inputs(&arg.flatten_all()?.to_vec1()?, arg.dims())?;
+            tap.add(name, grad.t()?.contiguous()?.matmul(&x)?)?;
+        }
+        grad.matmul(&self.weight).map(Some)
     }
 }
 
