@@ -89,7 +89,7 @@ pub use kv::{KvBytes, KvLayerSchedule, KvOptions, KvReference, KvReport, KvRow, 
 pub use profile::{ProfileOptions, measure_profile, this_device};
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    AllocateBy, Assign, Asvd, Calibration, Choice, Corrected, Decision, E8p, Experts, IdleRule, KeyPlace,
+    AllocateBy, Assign, Asvd, Calibration, Choice, Corrected, Decision, E8p, Experts, Fwsvd, IdleRule, KeyPlace,
     KvCacheChoice, MAX_RECIPE_BYTES, MAX_RULES, Method, Metric, Multipliers, Pcdvq, Preset, Ranks, Reason, Recipe,
     RecipeError, Rotation, Rule, RwkvQuant, Svd, SvdLlm, Transforms, default_exclusions, presets,
 };

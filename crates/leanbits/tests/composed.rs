@@ -61,10 +61,12 @@ fn recipe(text: &str) -> Recipe {
 }
 
 /// One recipe a form, small enough for matrices of 32 columns.
-const FORMS: [(&str, &str); 9] = [
+const FORMS: [(&str, &str); 11] = [
     ("pair", "format = \"f16\"\nmethod = { name = \"svd\", ranks = { rank = 6 } }\n"),
     ("pair-int4", "format = \"int4-g32\"\nmethod = { name = \"svd-llm\", ranks = { kept = 0.8 } }\n"),
     ("scaled", "format = \"bf16\"\nmethod = { name = \"asvd\", ranks = { removed = 0.4 } }\n"),
+    ("fisher-rows", "format = \"f16\"\nmethod = { name = \"fwsvd\", ranks = { rank = 6 } }\n"),
+    ("fisher", "format = \"f16\"\nmethod = { name = \"asvd\", source = \"fisher_abs_mean\", ranks = { rank = 6 } }\n"),
     ("corrected", "format = \"int3-g32\"\nmethod = { name = \"corrected\", base = \"gptq\", rank = 2 }\n"),
     (
         "corrected-f32",
@@ -177,6 +179,24 @@ fn a_budget_is_kept_and_more_of_it_never_loses_more() {
 }
 
 #[test]
+fn gradients_weigh_rows_and_no_other_error_of_weights_is_below_that_of_plain_factors() {
+    let place = Place::new(2);
+    let sqnr = |report: &CompressReport| -> Vec<f64> { report.tensors.iter().filter_map(|t| t.sqnr_db).collect() };
+    let plain = sqnr(&place.compress("svd", FORMS[0].1));
+    for (name, more) in [("fwsvd", ""), ("fwsvd", ", axis = \"columns\""), ("asvd", ", source = \"fisher\"")] {
+        let toml = format!("format = \"f16\"\nmethod = {{ name = \"{name}\", ranks = {{ rank = 6 }}{more} }}\n");
+        let weighted = place.compress(&format!("{name}{}", more.len()), &toml);
+        let found = sqnr(&weighted);
+        assert_eq!(found.len(), plain.len());
+        let below = found.iter().zip(&plain).filter(|(a, b)| **a < **b - 1e-3).count();
+        assert!(below == found.len(), "{toml}: {found:?} beside {plain:?}");
+        assert!(weighted.tensors.iter().all(|tensor| tensor.note.is_none()), "{toml}: nothing fell back");
+    }
+    let budget = "format = \"int4-g32\"\nmethod = { name = \"fwsvd\", ranks = { bits_per_weight = 4.0 } }\n";
+    assert!(place.compress("budget", budget).bits_per_weight <= 4.0);
+}
+
+#[test]
 fn recipes_that_make_no_sense_are_refused() {
     for (toml, word) in [
         ("format = \"vectors\"\n", "format"),
@@ -184,7 +204,12 @@ fn recipes_that_make_no_sense_are_refused() {
         ("format = \"int4\"\n[[rule]]\nmatch = \"*\"\nformat = \"vectors\"\n", "format"),
         ("format = \"f16\"\nmethod = { name = \"svd\", ranks = { kept = 1.5 } }\n", "ranks"),
         ("format = \"f16\"\nmethod = { name = \"svd\", ranks = { rank = 0 } }\n", "ranks"),
-        ("format = \"f16\"\nmethod = { name = \"asvd\", source = \"fisher\" }\n", "source"),
+        ("format = \"f16\"\nmethod = \"fwsvd\"\n[transform]\nsmooth = 0.5\n", "method"),
+        (
+            "format = \"int4\"\nmethod = \"awq\"\n[[rule]]\nmatch = \"*.o_proj.weight\"\nformat = \"f16\"\nmethod = \"fwsvd\"\n",
+            "method",
+        ),
+        ("format = \"f16\"\nmethod = { name = \"fwsvd\", alpha = -1.0 }\n", "alpha"),
         ("format = \"f16\"\nmethod = { name = \"svd-llm\", menu = { dense = [\"int4\"] } }\n", "menu"),
         ("format = \"f16\"\nmethod = { name = \"corrected\", base = \"svd\" }\n", "base"),
         ("format = \"vectors\"\nmethod = { name = \"e8p\", bits = 3 }\n", "bits"),

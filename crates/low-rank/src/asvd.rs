@@ -1,8 +1,7 @@
 //! ASVD: input channels scaled by the size of their activations (arXiv 2312.05821).
 
 use crate::metric::diagonal;
-use crate::{Calibration, Error, Method, Metric, Metrics, Truncation};
-use ndarray::{ArrayView2, Axis};
+use crate::{Calibration, Error, Fisher, Method, Metric, Metrics, Truncation};
 use quant_calib::Needs;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +72,7 @@ impl Method for Asvd {
 }
 
 /// `f_j = sqrt(mean_i F_ij)`.
-pub(crate) fn column_importance(fisher: ArrayView2<'_, f64>) -> Vec<f64> {
-    let rows = fisher.nrows() as f64;
-    fisher.sum_axis(Axis(0)).iter().map(|sum| (sum / rows).sqrt()).collect()
+pub(crate) fn column_importance(fisher: &Fisher) -> Vec<f64> {
+    let rows = fisher.rows().len() as f64;
+    fisher.columns().iter().map(|sum| (sum / rows).sqrt()).collect()
 }

@@ -1,7 +1,7 @@
 //! What is known about a linear beside its weight.
 
-use crate::Error;
-use ndarray::{Array2, ArrayView2};
+use crate::{Error, Fisher};
+use ndarray::Array2;
 use quant_calib::{ChannelStats, Gram, Statistics};
 
 /// Statistics of one linear, each if it was gathered. Methods say in `needs` what they read.
@@ -11,8 +11,8 @@ pub struct Calibration<'a> {
     pub channels: Option<&'a ChannelStats>,
     /// Gram matrix of the inputs. With it every report has the output error.
     pub gram: Option<&'a Gram>,
-    /// Fisher information `[out, in]`: the mean over samples of the squared gradient of the loss at each weight.
-    pub fisher: Option<ArrayView2<'a, f64>>,
+    /// Fisher information of the weight.
+    pub fisher: Option<&'a Fisher>,
 }
 
 impl<'a> From<&'a Statistics> for Calibration<'a> {
@@ -42,14 +42,10 @@ impl Calibration<'_> {
         Ok(channels)
     }
 
-    pub(crate) fn require_fisher(
-        &self,
-        method: &'static str,
-        shape: (usize, usize),
-    ) -> Result<ArrayView2<'_, f64>, Error> {
+    pub(crate) fn require_fisher(&self, method: &'static str, shape: (usize, usize)) -> Result<&Fisher, Error> {
         let fisher = self.fisher.ok_or(Error::Missing { method, what: "Fisher information" })?;
-        check_features("Fisher informations (rows)", shape.0, fisher.nrows())?;
-        check_features("Fisher informations (columns)", shape.1, fisher.ncols())?;
+        check_features("Fisher informations (rows)", shape.0, fisher.rows().len())?;
+        check_features("Fisher informations (columns)", shape.1, fisher.columns().len())?;
         Ok(fisher)
     }
 }

@@ -3,7 +3,6 @@
 use crate::asvd::column_importance;
 use crate::metric::diagonal;
 use crate::{Calibration, Error, Method, Metric, Metrics, Truncation};
-use ndarray::Axis;
 use quant_calib::Needs;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +55,7 @@ impl Method for Fwsvd {
         let weigh = |importance: &[f64]| diagonal(importance, self.alpha, LEAST_IMPORTANCE, "Fisher informations");
         match self.axis {
             FisherAxis::Rows => {
-                let rows: Vec<f64> = fisher.sum_axis(Axis(1)).iter().map(|sum| sum.sqrt()).collect();
+                let rows: Vec<f64> = fisher.rows().iter().map(|sum| sum.sqrt()).collect();
                 Ok(Metrics { left: Some(weigh(&rows)?), right: Metric::Identity })
             }
             FisherAxis::Columns => Ok(Metrics::right(Metric::Diagonal(weigh(&column_importance(fisher))?))),

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Inputs, inputs, statistics};
 use low_rank::{
-    Asvd, CacheWidth, Calibration, Error, KvAdapter, LatentFormat, Method, Optimizer, PlainSvd, SvdLlm, Training, train,
+    Asvd, CacheWidth, Calibration, Error, KvAdapter, LatentFormat, Method, Optimizer, PlainSvd, RowMaps, SvdLlm,
+    Training, train,
 };
 use ndarray::{Array2, ArrayView2, Axis};
 use quant_calib::Statistics;
@@ -297,4 +298,38 @@ fn training_reads_from_a_recipe() {
     assert_eq!((config.epochs, config.latents.unwrap().block), (3, Some(32)));
     assert_eq!(serde_json::from_str::<Training>("{}").unwrap(), Training::default());
     assert!(serde_json::from_str::<Training>(r#"{ "epoch": 3 }"#).is_err());
+}
+
+#[test]
+fn maps_of_rows_reach_the_floor_and_training_for_a_format_lowers_what_rounding_costs() {
+    let layer = Layer::new(Inputs::CorrelatedOutliers);
+    let keys = matmul(layer.x.view(), layer.weight.mapv(f64::from).t());
+    #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+    let rows: Vec<f32> = keys.iter().map(|&x| x as f32 + 3.0).collect();
+    // Without rounding nothing is left to train: the floor is what principal components leave.
+    let plain = RowMaps::train(&rows, OUT, 8, 0, &Training { epochs: 1, ..Training::default() }).unwrap();
+    let mean = keys.mean_axis(Axis(0)).unwrap();
+    let values = quant_linalg::svd((&keys - &mean).view()).unwrap().s;
+    let floor = values.iter().skip(8).map(|s| s * s).sum::<f64>() / keys.len() as f64;
+    assert!((plain.log.before / floor - 1.0).abs() < 1e-4, "{} beside {floor}", plain.log.before);
+    assert!(plain.shift.iter().zip(&mean).all(|(found, mean)| (f64::from(*found) - mean - 3.0).abs() < 1e-3));
+    let latents = Some(LatentFormat { format: "int2-g4-min".parse().unwrap(), block: None });
+    let config = Training { latents, epochs: 40, ..Training::default() };
+    let trained = RowMaps::train(&rows, OUT, 8, 0, &config).unwrap();
+    assert!(trained.log.after < 0.85 * trained.log.before, "{:?}", trained.log);
+    assert_eq!(trained, RowMaps::train(&rows, OUT, 8, 0, &config).unwrap(), "the same every time");
+}
+
+#[test]
+fn rows_that_cannot_be_trained_on_are_refused() {
+    let config = Training::default();
+    for (rows, channels) in [(&[][..], 4), (&[1.0; 7][..], 4), (&[1.0; 8][..], 0)] {
+        assert!(matches!(RowMaps::train(rows, channels, 2, 0, &config), Err(Error::Features { .. })), "{channels}");
+    }
+    let rows: Vec<f32> = (0..64).map(|i| (i * i % 13) as f32).collect();
+    assert!(matches!(RowMaps::train(&rows, 4, 0, 0, &config), Err(Error::Rank { rank: 0, .. })));
+    assert!(matches!(RowMaps::train(&rows, 4, 5, 0, &config), Err(Error::Rank { rank: 5, .. })));
+    let bad = [&rows[..], &[f32::NAN; 4]].concat();
+    let found = RowMaps::train(&bad, 4, 2, 0, &config);
+    assert!(matches!(found, Err(Error::Core(quant_core::Error::NonFinite { index: 64, .. }))), "{found:?}");
 }

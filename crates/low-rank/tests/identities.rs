@@ -4,8 +4,8 @@ mod common;
 
 use common::{Inputs, inputs, measured_output_error, norm, rank, statistics, weight};
 use low_rank::{
-    Asvd, Calibration, DenseLinear, Factored, FisherAxis, Fwsvd, Method, Metric, Palu, PlainSvd, Ratio, RootKind,
-    ScaleSource, SigmaFuse, Solver, Storage, Sum, SvdLlm, Truncation, Whitening, fold_hadamard, fold_output,
+    Asvd, Calibration, DenseLinear, Factored, Fisher, FisherAxis, Fwsvd, Method, Metric, Palu, PlainSvd, Ratio,
+    RootKind, ScaleSource, SigmaFuse, Solver, Storage, Sum, SvdLlm, Truncation, Whitening, fold_hadamard, fold_output,
     output_energy, refit_left,
 };
 use ndarray::{Array2, Axis, array};
@@ -47,7 +47,7 @@ fn full_rank_gives_the_weight_back_whatever_the_scales() {
     let w = weight(20, 500);
     let statistics = statistics(&inputs(Inputs::CorrelatedOutliers, 2000, 500, 2));
     let fisher = gaussian(20, 500, 3).mapv(|value| value * value);
-    let calibration = Calibration { fisher: Some(fisher.view()), ..Calibration::from(&statistics) };
+    let calibration = Calibration { fisher: Some(&Fisher::of(fisher.view())), ..Calibration::from(&statistics) };
     for (name, method) in methods(&rank(19)) {
         assert!(method(&w, &calibration).0 > 0.05, "{name}: 19 of 20 lose something");
     }
@@ -116,7 +116,7 @@ fn a_diagonal_of_ones_or_an_exponent_of_zero_is_the_plain_svd() {
     let flat = Asvd { alpha: 0.0, truncation: rank(10), ..Asvd::default() }.compress(&w, &calibration).unwrap();
     assert_eq!(plain.linear, flat.linear);
     let fisher = Array2::from_elem((40, 40), 0.3);
-    let calibration = Calibration { fisher: Some(fisher.view()), ..calibration };
+    let calibration = Calibration { fisher: Some(&Fisher::of(fisher.view())), ..calibration };
     for axis in [FisherAxis::Rows, FisherAxis::Columns] {
         let even = Fwsvd { axis, truncation: rank(10), ..Fwsvd::default() }.compress(&w, &calibration).unwrap();
         let (a, b) = (plain.linear.to_dense().unwrap(), even.linear.to_dense().unwrap());
@@ -163,7 +163,7 @@ fn whitening_is_the_optimum_no_method_and_no_change_of_the_factors_does_better()
     let fisher = gaussian(48, 40, 3).mapv(|value| value * value);
     for kind in [Inputs::Isotropic, Inputs::Correlated, Inputs::Outliers, Inputs::CorrelatedOutliers] {
         let statistics = statistics(&inputs(kind, 600, 40, 2));
-        let calibration = Calibration { fisher: Some(fisher.view()), ..Calibration::from(&statistics) };
+        let calibration = Calibration { fisher: Some(&Fisher::of(fisher.view())), ..Calibration::from(&statistics) };
         for r in [3, 12, 20] {
             let best = SvdLlm { truncation: rank(r), ..SvdLlm::default() }.compress(&w, &calibration).unwrap();
             let best = best.report.output_error.unwrap();

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Inputs, inputs, kept, rank, statistics, weight};
 use low_rank::{
-    Asvd, Calibration, DenseLinear, Error, Fwsvd, LowRank, Menu, Method, Palu, PlainSvd, Ratio, ScaleSource, Size,
-    Storage, Sum, SvdLlm, Truncation, Whitening, correct, fold_hadamard, fold_output, options, refit_left,
+    Asvd, Calibration, DenseLinear, Error, Fisher, Fwsvd, LowRank, Menu, Method, Palu, PlainSvd, Ratio, ScaleSource,
+    Size, Storage, Sum, SvdLlm, Truncation, Whitening, correct, fold_hadamard, fold_output, options, refit_left,
 };
 use ndarray::{Array1, Array2, array};
 use quant_calib::{Needs, Statistics};
@@ -73,7 +73,7 @@ fn statistics_that_are_missing_or_of_another_width_are_refused() {
         assert!(matches!(found, Error::Features { expected: 20, found: 19, .. }), "{found}");
     }
     let fisher = Array2::ones((11, 20));
-    let calibration = Calibration { fisher: Some(fisher.view()), ..nothing };
+    let calibration = Calibration { fisher: Some(&Fisher::of(fisher.view())), ..nothing };
     assert!(matches!(
         Fwsvd::default().compress(&w, &calibration),
         Err(Error::Features { expected: 12, found: 11, .. })
@@ -94,7 +94,7 @@ fn statistics_of_nothing_are_refused() {
         assert!(matches!(SvdLlm::default().compress(&w, &calibration), Err(Error::AllZero { .. })));
     }
     let fisher = Array2::zeros((12, 20));
-    let calibration = Calibration { fisher: Some(fisher.view()), ..Calibration::default() };
+    let calibration = Calibration { fisher: Some(&Fisher::of(fisher.view())), ..Calibration::default() };
     assert_eq!(
         Fwsvd::default().compress(&w, &calibration).unwrap_err(),
         Error::AllZero { what: "Fisher informations" }
@@ -106,7 +106,7 @@ fn bad_fisher_information_and_settings_are_refused() {
     let w = weight(12, 20);
     let mut fisher = Array2::ones((12, 20));
     fisher[(2, 3)] = f64::NAN;
-    let calibration = Calibration { fisher: Some(fisher.view()), ..Calibration::default() };
+    let calibration = Calibration { fisher: Some(&Fisher::of(fisher.view())), ..Calibration::default() };
     assert!(matches!(Fwsvd::default().compress(&w, &calibration), Err(Error::Statistic { index: 2, .. })));
     let source = ScaleSource::Fisher;
     let found = Asvd { source, ..Asvd::default() }.compress(&w, &calibration);

@@ -10,6 +10,7 @@
 
 use super::Source;
 use super::calibration::Windows;
+use super::fisher::Information;
 use super::gather::{self, Batch};
 use super::layers::embed;
 use super::methods::{Refused, needs};
@@ -30,6 +31,7 @@ pub(super) struct Budget<'a> {
     pub(super) structure: &'a Structure,
     pub(super) windows: &'a Windows,
     pub(super) recipe: &'a Recipe,
+    pub(super) information: &'a Information,
 }
 
 /// A weight of the budget: its place among the tensors, and its plans.
@@ -110,9 +112,10 @@ impl Budget<'_> {
             };
             let own = Menu { dense: vec![storage], factors: vec![storage], ..Menu::default() };
             let weight = layer.slot(&slot.name)?.weight()?;
+            let known = Calibration { fisher: self.information.of(slot), ..Calibration::from(statistics) };
             let found = Shaped::new(&weight, &slot.shape)
                 .map_err(low_rank::Error::from)
-                .and_then(|weight| options(&weight, &method, &Calibration::from(statistics), menu.unwrap_or(&own)));
+                .and_then(|weight| options(&weight, &method, &known, menu.unwrap_or(&own)));
             let options = found
                 .map_err(|source| Refused::from(source).at(self.source.path(), &slot.name, &self.recipe.method))?;
             Ok(Candidate { at, elements: (slot.shape[0] * slot.shape[1]) as u64, options })

@@ -8,6 +8,7 @@
 //! In memory at one time: one layer, the statistics of one stage, and the activations between two layers.
 
 use super::calibration::Windows;
+use super::fisher::Information;
 use super::gather::{self, Batch};
 use super::methods::{self, Group, Made};
 use super::multipliers;
@@ -39,6 +40,7 @@ pub(super) struct Job<'a> {
     pub(super) windows: &'a Windows,
     pub(super) recipe: &'a Recipe,
     pub(super) layout: StorageLayout,
+    pub(super) information: &'a Information,
 }
 
 impl Job<'_> {
@@ -207,7 +209,7 @@ impl Job<'_> {
             let groups: Vec<_> = groups.into_values().zip(&statistics).collect();
             let quantize = |(members, statistics): (Vec<(&'s SlotShape, &PlannedTensor)>, &Statistics)| {
                 let asked = members.iter().map(|(slot, tensor)| (slot.name.as_str(), *tensor));
-                let group = Group::new(self.source.path(), statistics, total, asked)?;
+                let group = Group::new(self.source.path(), statistics, self.information, total, asked)?;
                 members
                     .into_par_iter()
                     .map(|(slot, tensor)| {
@@ -239,7 +241,7 @@ impl Job<'_> {
                 let made = run.packing.time(|| {
                     let total = self.windows.report.tokens as u64;
                     let asked = [(slot.name.as_str(), tensor)].into_iter();
-                    let group = Group::new(self.source.path(), &statistics, total, asked)?;
+                    let group = Group::new(self.source.path(), &statistics, self.information, total, asked)?;
                     group.make(&slot, &head.slot().weight()?, tensor)
                 })?;
                 let sections = Section::compressed(&tensor.name, &made.weight, self.layout)?;

@@ -1,5 +1,6 @@
 //! From a method's name to the call that compresses a linear.
 
+use super::fisher::Information;
 use super::outcome::{Energy, Outcome};
 use super::structure::SlotShape;
 use super::vectors::usage;
@@ -125,6 +126,7 @@ pub(super) fn alone(file: &Path, tensor: &PlannedTensor, values: &[f32]) -> Resu
 pub(super) struct Group<'a> {
     file: PathBuf,
     statistics: &'a Statistics,
+    information: &'a Information,
     /// Tokens of the whole calibration text.
     total: u64,
     /// Its Hessian for each format and setting that is asked for.
@@ -136,10 +138,11 @@ impl<'a> Group<'a> {
     pub(super) fn new<'m>(
         file: &Path,
         statistics: &'a Statistics,
+        information: &'a Information,
         total: u64,
         members: impl Iterator<Item = (&'m str, &'m PlannedTensor)>,
     ) -> Result<Self, Error> {
-        let mut group = Self { file: file.to_owned(), statistics, total, hessians: Vec::new() };
+        let mut group = Self { file: file.to_owned(), statistics, information, total, hessians: Vec::new() };
         if group.too_little().is_some() {
             return Ok(group);
         }
@@ -221,7 +224,7 @@ impl<'a> Group<'a> {
 /// What is done where nothing is known of the inputs, in words and by name.
 fn without_inputs(method: &Method) -> (&'static str, &'static str) {
     match method {
-        Method::Asvd(_) | Method::SvdLlm(_) => ("plain SVD", "svd"),
+        Method::Fwsvd(_) | Method::Asvd(_) | Method::SvdLlm(_) => ("plain SVD", "svd"),
         Method::Kmeans(_) | Method::Gptvq(_) => ("unweighted k-means", "kmeans"),
         Method::E8p(_) | Method::Pcdvq(_) => ("rounded to nearest vectors", method.name()),
         Method::Corrected(_) => ("rounded to nearest, corrected by plain SVD", "corrected"),
@@ -241,7 +244,10 @@ fn compress(
     let matrix = slot.map_or_else(|| [weight.len() / columns, columns], |slot| slot.shape);
     let shaped = Shaped::new(weight, &matrix)?;
     let statistics = group.map(|group| group.statistics);
-    let calibration = statistics.map_or_else(Calibration::default, Calibration::from);
+    let calibration = Calibration {
+        fisher: group.zip(slot).and_then(|(group, slot)| group.information.of(slot)),
+        ..statistics.map_or_else(Calibration::default, Calibration::from)
+    };
     let mut outcome = Outcome::default();
     let made = match &treatment.form {
         Some(Form::Packed(format)) => {
@@ -346,7 +352,7 @@ fn factoring(method: &Method, rank: usize, storage: Storage, inputs: bool) -> Re
     }
     let found = method.factoring(size, storage).ok_or(Refused::Unsuitable("it does not factor"))?.method;
     Ok(match found {
-        AnyMethod::Asvd(_) | AnyMethod::SvdLlm(_) if !inputs => {
+        AnyMethod::Fwsvd(_) | AnyMethod::Asvd(_) | AnyMethod::SvdLlm(_) if !inputs => {
             AnyMethod::Svd(PlainSvd { truncation: cut(found.truncation().solver) })
         }
         found => found,

@@ -10,13 +10,14 @@
 //! | `stream.rs` | tensors that need no calibration, one at a time |
 //! | `layers.rs`, `structure.rs`, `gather.rs`, `smooth.rs` | layer by layer, on a calibration text |
 //! | `methods.rs`, `multipliers.rs`, `vectors.rs` | one linear, or one layer's multipliers |
-//! | `calibration.rs` | the windows of that text |
+//! | `calibration.rs`, `fisher.rs` | the windows of that text, and gradients of the weights on them |
 //! | `experts.rs`, `expert_map.rs` | formats for the blocks of experts, before all this |
 
 mod budget;
 mod calibration;
 mod expert_map;
 mod experts;
+mod fisher;
 mod folder;
 mod forms;
 mod gather;
@@ -149,8 +150,17 @@ pub fn compress(
         (Some(_), Some(text)) => Some(Windows::open(model, &Config::from_folder(model)?, text, &recipe.calibration)?),
         _ => None,
     };
+    let information = match (&structure, &windows) {
+        // A dry run needs to know ranks only.
+        (Some(structure), Some(windows)) if !options.dry_run || recipe.method.has_budget() => {
+            fisher::Information::gather(&source, structure, windows, &treatments, progress)?
+        }
+        _ => fisher::Information::default(),
+    };
     if let (true, Some(structure), Some(windows)) = (recipe.method.has_budget(), &structure, &windows) {
-        budget::Budget { source: &source, structure, windows, recipe }.allocate(&mut treatments, progress)?;
+        let information = &information;
+        budget::Budget { source: &source, structure, windows, recipe, information }
+            .allocate(&mut treatments, progress)?;
     }
     let plan = prepare::plan(&source, options, treatments)?;
     let warnings: Vec<String> =
@@ -174,8 +184,8 @@ pub fn compress(
     }
     let done = match (&structure, &windows) {
         (Some(structure), Some(windows)) => {
-            let (layout, source, plan) = (options.layout, &source, &plan);
-            layers::Job { source, plan, structure, windows, recipe, layout }.write_all(&mut run, progress)
+            let (layout, source, plan, information) = (options.layout, &source, &plan, &information);
+            layers::Job { source, plan, structure, windows, recipe, layout, information }.write_all(&mut run, progress)
         }
         _ => stream::Stream::new(&source, &plan, options.layout).write_all(&mut run, progress),
     };

@@ -1,7 +1,7 @@
-//! Settings of methods that store two factors: `svd`, `asvd`, `svd-llm`, and `corrected`.
+//! Settings of methods that store two factors: `svd`, `fwsvd`, `asvd`, `svd-llm`, and `corrected`.
 
 use super::{Method, RecipeError};
-use low_rank::{AnyMethod, Menu, PlainSvd, Ratio, ScaleSource, Size, Solver, Storage, Truncation};
+use low_rank::{AnyMethod, FisherAxis, Menu, PlainSvd, Ratio, ScaleSource, Size, Solver, Storage, Truncation};
 use serde::{Deserialize, Serialize};
 
 /// How large factors become: the same share or rank for every weight, or a budget for all of them together.
@@ -77,13 +77,39 @@ pub struct Svd {
     pub menu: Option<Menu>,
 }
 
+/// FWSVD: rows, or columns, count by their Fisher information, the squared gradients of the loss on the calibration text.
+///
+/// The gradients are those of the original model, a pass back for each window; it is in memory as a whole meanwhile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fwsvd {
+    /// Which side is weighted: `rows` as in the paper, or `columns` as in ASVD's code.
+    pub axis: FisherAxis,
+    /// Exponent of the importance.
+    pub alpha: f64,
+    /// How large the factors become.
+    pub ranks: Ranks,
+    /// How singular values are found.
+    pub solver: Solver,
+    /// What is tried for each weight under a budget.
+    pub menu: Option<Menu>,
+}
+
+impl Default for Fwsvd {
+    fn default() -> Self {
+        let low_rank::Fwsvd { axis, alpha, .. } = low_rank::Fwsvd::default();
+        Self { axis, alpha, ranks: Ranks::default(), solver: Solver::default(), menu: None }
+    }
+}
+
 /// ASVD: input channels count by the size of their activations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Asvd {
     /// Exponent of the channel sizes.
     pub alpha: f64,
-    /// What the size of a channel is: `abs_mean` or `abs_max`. Fisher information is not gathered here.
+    /// What the size of a channel is: `abs_mean`, `abs_max`, or with gradients as [`Fwsvd`] has them `fisher` or
+    /// `fisher_abs_mean`.
     pub source: ScaleSource,
     /// How large the factors become.
     pub ranks: Ranks,
@@ -162,6 +188,10 @@ impl Method {
         let cut = |solver| Truncation { size, storage, solver, ..Truncation::default() };
         let (method, menu) = match self {
             Self::Svd(Svd { solver, menu, .. }) => (AnyMethod::Svd(PlainSvd { truncation: cut(*solver) }), menu),
+            Self::Fwsvd(Fwsvd { axis, alpha, solver, menu, .. }) => {
+                let method = low_rank::Fwsvd { axis: *axis, alpha: *alpha, truncation: cut(*solver) };
+                (AnyMethod::Fwsvd(method), menu)
+            }
             Self::Asvd(Asvd { alpha, source, solver, menu, .. }) => {
                 let method = low_rank::Asvd { alpha: *alpha, source: *source, truncation: cut(*solver) };
                 (AnyMethod::Asvd(method), menu)
@@ -179,9 +209,10 @@ impl Method {
     #[must_use]
     pub fn ranks(&self) -> Option<&Ranks> {
         match self {
-            Self::Svd(Svd { ranks, .. }) | Self::Asvd(Asvd { ranks, .. }) | Self::SvdLlm(SvdLlm { ranks, .. }) => {
-                Some(ranks)
-            }
+            Self::Svd(Svd { ranks, .. })
+            | Self::Fwsvd(Fwsvd { ranks, .. })
+            | Self::Asvd(Asvd { ranks, .. })
+            | Self::SvdLlm(SvdLlm { ranks, .. }) => Some(ranks),
             _ => None,
         }
     }
@@ -192,11 +223,10 @@ impl Method {
             ranks.validate()?;
         }
         match self {
-            Self::Asvd(Asvd { alpha, .. }) if !(alpha.is_finite() && *alpha >= 0.0) => {
+            Self::Fwsvd(Fwsvd { alpha, .. }) | Self::Asvd(Asvd { alpha, .. })
+                if !(alpha.is_finite() && *alpha >= 0.0) =>
+            {
                 bad("alpha", alpha.to_string(), "a number of at least 0")
-            }
-            Self::Asvd(Asvd { source: ScaleSource::Fisher | ScaleSource::FisherAbsMean, .. }) => {
-                bad("source", "Fisher information".to_owned(), "abs_mean or abs_max: gradients are not gathered")
             }
             Self::SvdLlm(SvdLlm { damping, .. }) if !(damping.is_finite() && *damping >= 0.0) => {
                 bad("damping", damping.to_string(), "a number of at least 0")
@@ -209,13 +239,19 @@ impl Method {
             _ => Ok(()),
         }?;
         let menu = match self {
-            Self::Svd(Svd { menu, .. }) | Self::Asvd(Asvd { menu, .. }) | Self::SvdLlm(SvdLlm { menu, .. }) => menu,
+            Self::Svd(Svd { menu, .. })
+            | Self::Fwsvd(Fwsvd { menu, .. })
+            | Self::Asvd(Asvd { menu, .. })
+            | Self::SvdLlm(SvdLlm { menu, .. }) => menu,
             _ => return Ok(()),
         };
         let whole = |menu: &Menu| menu.dense.iter().chain(&menu.corrected).all(|s| matches!(s, Storage::Packed(_)));
         match menu {
             Some(_) if !self.ranks().is_some_and(Ranks::is_budget) => {
                 bad("menu", "given".to_owned(), "ranks with bits_per_weight or bytes, for which a menu is needed")
+            }
+            Some(Menu { corrected, .. }) if matches!(self, Self::Fwsvd(_)) && !corrected.is_empty() => {
+                bad("menu", "corrected".to_owned(), "whole and factored weights: corrections have no such metric")
             }
             Some(menu) if !whole(menu) => {
                 bad("menu", "f32".to_owned(), "formats for whole weights; f32 is for factors only")

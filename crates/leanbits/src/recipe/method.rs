@@ -1,6 +1,7 @@
 //! How codes are found, and with which settings.
 
-use super::{Asvd, Corrected, E8p, Metric, Pcdvq, Ranks, RecipeError, RwkvQuant, Svd, SvdLlm};
+use super::{Asvd, Corrected, E8p, Fwsvd, Metric, Pcdvq, Ranks, RecipeError, RwkvQuant, Svd, SvdLlm};
+use low_rank::ScaleSource;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -30,6 +31,8 @@ pub enum Method {
     Awq(AwqConfig),
     /// Two factors in place of a weight, by truncated SVD.
     Svd(Svd),
+    /// The same with rows, or columns, weighted by gradients of the loss.
+    Fwsvd(Fwsvd),
     /// The same with input channels scaled by their activations.
     Asvd(Asvd),
     /// The same for the least error of the outputs on the calibration text.
@@ -50,12 +53,13 @@ pub enum Method {
 }
 
 /// Names of all methods.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "rtn",
     "mse",
     "gptq",
     "awq",
     "svd",
+    "fwsvd",
     "asvd",
     "svd-llm",
     "corrected",
@@ -76,6 +80,7 @@ impl Method {
             Self::Gptq(_) => "gptq",
             Self::Awq(_) => "awq",
             Self::Svd(_) => "svd",
+            Self::Fwsvd(_) => "fwsvd",
             Self::Asvd(_) => "asvd",
             Self::SvdLlm(_) => "svd-llm",
             Self::Corrected(_) => "corrected",
@@ -96,6 +101,7 @@ impl Method {
             "gptq" => Some(Self::Gptq(GptqConfig::default())),
             "awq" => Some(Self::Awq(AwqConfig::default())),
             "svd" => Some(Self::Svd(Svd::default())),
+            "fwsvd" => Some(Self::Fwsvd(Fwsvd::default())),
             "asvd" => Some(Self::Asvd(Asvd::default())),
             "svd-llm" => Some(Self::SvdLlm(SvdLlm::default())),
             "corrected" => Some(Self::Corrected(Corrected::default())),
@@ -113,14 +119,23 @@ impl Method {
     pub fn needs_calibration(&self) -> bool {
         match self {
             Self::Rtn | Self::Mse(_) => false,
-            Self::Gptq(_) | Self::Awq(_) | Self::Asvd(_) | Self::SvdLlm(_) | Self::Gptvq(_) | Self::Rwkvquant(_) => {
-                true
-            }
+            Self::Gptq(_) | Self::Awq(_) => true,
+            Self::Fwsvd(_) | Self::Asvd(_) | Self::SvdLlm(_) | Self::Gptvq(_) | Self::Rwkvquant(_) => true,
             Self::Svd(svd) => svd.ranks.is_budget(),
             Self::Corrected(corrected) => corrected.metric != Metric::Svd || corrected.base.needs_calibration(),
             Self::Kmeans(config) => config.weighted,
             Self::E8p(config) => config.feedback,
             Self::Pcdvq(config) => config.feedback,
+        }
+    }
+
+    /// Whether the method reads gradients of the loss on the calibration text.
+    #[must_use]
+    pub fn needs_gradients(&self) -> bool {
+        match self {
+            Self::Fwsvd(_) => true,
+            Self::Asvd(asvd) => matches!(asvd.source, ScaleSource::Fisher | ScaleSource::FisherAbsMean),
+            _ => false,
         }
     }
 

@@ -40,7 +40,7 @@ mod vectors;
 pub use error::RecipeError;
 pub use experts::{AllocateBy, Experts};
 pub(crate) use factors::Factoring;
-pub use factors::{Asvd, Corrected, Metric, Ranks, Svd, SvdLlm};
+pub use factors::{Asvd, Corrected, Fwsvd, Metric, Ranks, Svd, SvdLlm};
 pub use kv_cache::{KeyPlace, KvCacheChoice};
 pub use method::Method;
 pub use options::{Calibration, Rotation, Transforms};
@@ -398,6 +398,12 @@ impl Recipe {
         }
         if let Some(alpha) = self.transforms.smooth.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
             return bad("transform.smooth", alpha.to_string(), "a number from 0 to 1");
+        }
+        let methods = || self.rules.iter().filter_map(|rule| rule.method.as_ref()).chain([&self.method]);
+        let moves = self.transforms.smooth.is_some() || methods().any(|m| matches!(m.scalar(), Method::Awq(_)));
+        if let Some(method) = methods().find(|method| method.needs_gradients()).filter(|_| moves) {
+            let expected = "no smoothing and no awq beside it: gradients are those before scales are moved";
+            return bad("method", method.name().to_owned(), expected);
         }
         if let Some(kv_cache) = &self.kv_cache {
             kv_cache.validate()?;

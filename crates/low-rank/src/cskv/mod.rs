@@ -4,11 +4,13 @@
 //! |---|---|
 //! | width of the latents | [`CacheWidth`] |
 //! | initialisation by ASVD, or by any other method | [`KvAdapter::new`] |
-//! | fine-tuning layer by layer, quantization-aware | [`train`](fn@train) |
+//! | fine-tuning layer by layer, quantization-aware | [`train`](fn@train); [`RowMaps`] for a cache that is given keys |
 //! | cache of exact recent tokens and latents of all others | the codec `Cskv` of kv-cache-quant, which takes plain matrices |
 
+mod rows;
 mod train;
 
+pub use rows::RowMaps;
 pub use train::{LatentFormat, Optimizer, TrainLog, Training, train};
 
 use crate::matrix::{read, squared_norm};
