@@ -1,8 +1,8 @@
 //! Methods by name: what a command line, a recipe or a configuration file says.
 
 use crate::codec::{
-    ChannelAffine, ClipMode, Codec, Hadamard, KiviConfig, LatentCode, Levels, Mapped, MetaFormat, Plain, PmKvqConfig,
-    ReorderPlan, Skvq, SkvqConfig, TokenFormat, TwoDimConfig, search_clip,
+    Adapter, ChannelAffine, ClipMode, Codec, Hadamard, KiviConfig, LatentCode, Levels, Mapped, MetaFormat, Plain,
+    PmKvqConfig, ReorderPlan, Skvq, SkvqConfig, TokenFormat, TwoDimConfig, search_clip,
 };
 use crate::{Error, FullPrecision, KeyStorage, KvGeometry, KvPolicy, QuantizedKv, Stream};
 use quant_core::Format;
@@ -24,6 +24,7 @@ use std::sync::Arc;
 /// | `2d-range:4` | the same with channels scaled by their ranges instead of moments |
 /// | `skvq:2`, `skvq:ternary`, `skvq:2-g32` | SKVQ, groups of 128 channels on average, or as many as named; E4M3 scales |
 /// | `cskv:0.5`, `cskv:16`, `cskv:0.2@int4-min` | CSKV: latents of half the channels, of 16 a head; quantized |
+/// | `cskv:0.2@int4-min+trained` | the same with maps that were trained for the format |
 /// | `cskv-block:0.2@int4-min` | the same with blocks of 32 tokens, keys by channel in them, in place of a window |
 /// | `pm-kvq` | PM-KVQ, as far down as the policy's budget asks |
 ///
@@ -89,6 +90,8 @@ pub struct StreamStatistics {
     pub deviation: Vec<f32>,
     /// Some rows, `[tokens, channels]`; may be empty.
     pub rows: Vec<f32>,
+    /// Maps of CSKV that were trained on them, for methods that ask for such.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// What SKVQ makes of one stream. Its name is that of the levels, with `-gN` for other groups than the published ones.
@@ -137,7 +140,7 @@ impl StreamStatistics {
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
         let (mean, deviation) =
             (sum.iter().map(|&x| x as f32).collect(), squares.iter().map(|&x| (x / tokens).sqrt() as f32).collect());
-        Ok(Self { min, max, mean, deviation, rows: rows.to_vec() })
+        Ok(Self { min, max, mean, deviation, rows: rows.to_vec(), adapter: None })
     }
 
     fn largest(&self) -> Vec<f32> {
@@ -159,6 +162,28 @@ impl KvMethod {
                 | Self::Cskv(_)
                 | Self::CskvBlock(_)
         )
+    }
+
+    /// What CSKV makes of each stream, and whether in blocks; `None` for other methods.
+    #[must_use]
+    pub fn latents(&self) -> Option<(Pair<LatentCode>, bool)> {
+        match self {
+            Self::Cskv(codes) => Some((*codes, false)),
+            Self::CskvBlock(codes) => Some((*codes, true)),
+            _ => None,
+        }
+    }
+
+    /// The same with maps of the closed form in place of trained ones.
+    #[must_use]
+    pub fn untrained(self) -> Self {
+        let closed = |code: LatentCode| LatentCode { trained: false, ..code };
+        let both = |codes: Pair<LatentCode>| Pair { keys: closed(codes.keys), values: closed(codes.values) };
+        match self {
+            Self::Cskv(codes) => Self::Cskv(both(codes)),
+            Self::CskvBlock(codes) => Self::CskvBlock(both(codes)),
+            other => other,
+        }
     }
 
     /// The policy the method is published with: SKVQ has a window of 128 and five sinks, PM-KVQ one sink.
@@ -258,7 +283,8 @@ fn skvq(codes: SkvqCodes, statistics: &StreamStatistics) -> Result<Skvq, Error> 
 }
 
 impl<T> Pair<T> {
-    fn of(&self, stream: Stream) -> &T {
+    /// The one of a stream.
+    pub fn of(&self, stream: Stream) -> &T {
         match stream {
             Stream::Keys => &self.keys,
             Stream::Values => &self.values,
@@ -317,8 +343,8 @@ impl FromStr for KvMethod {
             what: "method of a key-value cache",
             found: format!("`{name}`"),
             supported: "f32, FORMAT, rotated:FORMAT, centred:FORMAT, smooth:FORMAT, kivi:BITS, 2d:BITS, 2d-range:BITS, \
-                        skvq:BITS, skvq:ternary, skvq:BITS-gN, cskv:WIDTH, cskv:WIDTH@FORMAT, cskv-block:…, pm-kvq; keys/values where they \
-                        differ",
+                        skvq:BITS, skvq:ternary, skvq:BITS-gN, cskv:WIDTH, cskv:WIDTH@FORMAT, cskv:WIDTH@FORMAT+trained, \
+                        cskv-block:…, pm-kvq; keys/values where they differ",
         };
         let formats = |text: &str| parse_pair(text, |part| Ok(part.parse::<Format>()?));
         let bits = |text: &str| {

@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use kv_cache_quant::*;
+use std::sync::Arc;
 
 const NAMES: [&str; 20] = [
     "f32",
@@ -63,6 +64,36 @@ fn every_name_prints_as_it_was_parsed_and_makes_a_cache_that_works() {
 }
 
 #[test]
+fn trained_maps_come_with_the_statistics_and_are_asked_for_by_name() {
+    let g = geometry(64);
+    let method: KvMethod = "cskv-block:0.5@int4-min+trained/0.9@int8".parse().unwrap();
+    assert_eq!(method.to_string(), "cskv-block:0.5@int4-min+trained/0.9@int8");
+    let (codes, blocks) = method.latents().unwrap();
+    assert!(blocks && codes.keys.trained && !codes.values.trained);
+    assert_eq!(method.untrained().to_string(), "cskv-block:0.5@int4-min/0.9@int8");
+    let mut seen = statistics(g);
+    let cache = |seen: &Pair<StreamStatistics>| method.cache(g, KeyStorage::PostRope, method.policy(), Some(seen));
+    assert!(matches!(cache(&seen), Err(Error::Unsupported { what: "maps of latents", .. })));
+    // Maps that keep the first half of the channels: what is rebuilt says that they are used.
+    let (channels, width) = (g.key_width(), g.kv_heads * 32);
+    let pick: Vec<f32> = (0..channels * width).map(|i| f32::from(u8::from(i / width == i % width))).collect();
+    let back: Vec<f32> = (0..channels * width).map(|i| f32::from(u8::from(i / channels == i % channels))).collect();
+    let maps = Adapter::new(&pick, &back, vec![0.0; channels], width, FullPrecision::F16).unwrap();
+    seen.keys.adapter = Some(Arc::new(maps));
+    let mut cache = cache(&seen).unwrap();
+    append(&mut cache, &rows(g, 64, 2), 0..64);
+    let (keys, _) = decoded(&cache);
+    assert!(keys.chunks_exact(channels).all(|key| key[width..].iter().all(|x| *x == 0.0) && key[0] != 0.0));
+    let narrow =
+        Adapter::new(&pick[..channels], &back[..channels], vec![0.0; channels], 1, FullPrecision::F16).unwrap();
+    seen.keys.adapter = Some(Arc::new(narrow));
+    assert!(matches!(
+        method.cache(g, KeyStorage::PostRope, method.policy(), Some(&seen)),
+        Err(Error::Width { what: "codec of latents", .. })
+    ));
+}
+
+#[test]
 fn statistics_of_rows_are_what_they_say() {
     let s = StreamStatistics::of(&[1.0, -2.0, 3.0, -2.0], 2).unwrap();
     assert_eq!((s.min, s.max), (vec![1.0, -2.0], vec![3.0, -2.0]));
@@ -90,6 +121,8 @@ fn names_that_mean_nothing_are_refused() {
         "cskv:0.5@",
         "cskv:0.5@nothing",
         "cskv:-1",
+        "cskv:0.5+trained",
+        "cskv:0.5@int4-min+",
     ] {
         assert!(name.parse::<KvMethod>().is_err(), "`{name}`");
     }

@@ -279,6 +279,14 @@ pub enum Error {
         /// Why.
         source: Box<kv_cache_quant::Error>,
     },
+    /// The maps of a key-value cache cannot be trained.
+    #[error("training {what}: {source}")]
+    KvTraining {
+        /// The method, and where.
+        what: String,
+        /// Why.
+        source: Box<low_rank::Error>,
+    },
     /// The parameters of a folder's key-value cache cannot be used.
     #[error("{}: {reason}", path.display())]
     KvParameters {

@@ -193,25 +193,37 @@ fn compress(folder: &Path, model: &Path, kv_cache: &str) -> PathBuf {
 
 #[test]
 fn a_folder_carries_its_cache_and_eval_and_kv_use_it() {
+    carries("skvq:2");
+}
+
+#[test]
+fn a_folder_carries_maps_that_were_trained_in_place_of_the_rows_they_were_trained_on() {
+    let trained = carries("cskv:0.5@int4-min+trained");
+    let closed = carries("cskv:0.5@int4-min");
+    assert!(trained < closed, "{trained} bytes of maps, {closed} of rows");
+}
+
+/// Checks a folder with a cache of this method; returns the bytes of its parameters.
+fn carries(method: &str) -> u64 {
     let folder = tempfile::tempdir().expect("a folder");
     let model = folder.path().join("m");
     write_llama(&model, 2);
-    let cache = "method = \"skvq:2\"\nkeys = \"before-rope\"\nsinks = 2\nwindow = 8";
-    let out = compress(folder.path(), &model, cache);
+    let cache = format!("method = \"{method}\"\nkeys = \"before-rope\"\nsinks = 2\nwindow = 8");
+    let out = compress(folder.path(), &model, &cache);
     assert!(out.join("kv_cache.safetensors").is_file(), "parameters lie beside the weights");
     let config = std::fs::read_to_string(out.join("config.json")).expect("a configuration");
     let config: Value = serde_json::from_str(&config).expect("JSON");
     let named = &config["quantization_config"]["kv_cache"];
-    assert_eq!((&named["method"], &named["window"]), (&"skvq:2".into(), &8.into()), "{config}");
+    assert_eq!((&named["method"], &named["window"]), (&method.into(), &8.into()), "{config}");
 
     let eval = |model: &Path| {
         run(args!["eval", model, "--text", heldout(), "--context", "64", "--tokens", "126", "--json"]).json()
     };
     let with = eval(&out);
-    assert_eq!(with["kv_cache"], "skvq:2", "{with}");
+    assert_eq!(with["kv_cache"], method, "{with}");
     let measured = run(kv(&out, &["--context", "64", "--tokens", "126", "--json"])).json();
     let first = &measured["rows"][0];
-    assert_eq!(first["codec"], "skvq:2", "the folder's own cache comes first: {measured}");
+    assert_eq!(first["codec"], method, "the folder's own cache comes first: {measured}");
     assert_eq!(first["perplexity"], with["perplexity"], "eval reads through the same cache");
     assert!(number(&first["kl"]) > 1e-6, "{first}");
 
@@ -222,6 +234,7 @@ fn a_folder_carries_its_cache_and_eval_and_kv_use_it() {
     let plain = eval(&out);
     assert_eq!(plain["perplexity"], measured["reference"]["perplexity"], "the reference has a full-precision cache");
     assert!(plain["kv_cache"].is_null(), "{plain}");
+    std::fs::metadata(out.join("kv_cache.safetensors")).expect("parameters").len()
 }
 
 #[test]

@@ -161,8 +161,21 @@ impl Adapter {
         (compress + self.rebuild.capacity() + 4 * self.shift.capacity()) as u64
     }
 
-    /// `B`, `[width, channels]`, as it is multiplied with.
-    fn rebuild(&self) -> Vec<f32> {
+    /// `P`, `[channels, width]`, row-major as it is multiplied with; `None` where it is `Bᵀ`.
+    #[must_use]
+    pub fn compressing(&self) -> Option<Vec<f32>> {
+        self.compress.as_ref().map(|bytes| self.read(bytes))
+    }
+
+    /// What rows are shifted by, one a channel.
+    #[must_use]
+    pub fn shift(&self) -> &[f32] {
+        &self.shift
+    }
+
+    /// `B`, `[width, channels]`, row-major as it is multiplied with.
+    #[must_use]
+    pub fn rebuild(&self) -> Vec<f32> {
         self.read(&self.rebuild)
     }
 
@@ -174,7 +187,7 @@ impl Adapter {
 
     /// Latents `[tokens, width]` of rows.
     fn compress(&self, rows: &[f32], latents: &mut [f32]) {
-        let matrix = self.compress.as_ref().map(|bytes| self.read(bytes));
+        let matrix = self.compressing();
         let rebuild = if matrix.is_none() { self.rebuild() } else { Vec::new() };
         let mut centred = vec![0.0; self.channels];
         for (row, latent) in rows.chunks_exact(self.channels).zip(latents.chunks_exact_mut(self.width)) {
@@ -349,7 +362,7 @@ impl Codec for Cskv {
 
     fn description(&self) -> String {
         let Adapter { precision, channels, width, .. } = *self.adapter;
-        let compress = self.adapter.compress.as_ref().map_or(Vec::new(), |bytes| self.adapter.read(bytes));
+        let compress = self.adapter.compressing().unwrap_or_default();
         let all = compress.into_iter().chain(self.adapter.rebuild()).chain(self.adapter.shift.iter().copied());
         let (hash, latents) = (fingerprint(all), self.latents.description());
         format!("CSKV of {channels} by {width} in {precision:?} {hash:016x}, {} units of {latents}", self.units)
@@ -359,6 +372,9 @@ impl Codec for Cskv {
         Some(self)
     }
 }
+
+/// What a name ends in when maps were trained.
+const TRAINED: &str = "+trained";
 
 /// How wide the latents of a stream are, as names say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,22 +417,27 @@ impl fmt::Display for LatentWidth {
     }
 }
 
-/// Parameters of one stream under CSKV: how wide latents are and how they are stored, `WIDTH` or `WIDTH@FORMAT`.
+/// Parameters of one stream under CSKV: how wide latents are and how they are stored, `WIDTH`, `WIDTH@FORMAT` or
+/// `WIDTH@FORMAT+trained`.
 ///
 /// The width is a number of channels a head (`16`) or a density with a decimal point (`0.5`). Without a format latents
-/// are f16. One that has a scale a row has one for each head's share of the latents.
+/// are f16. One that has a scale a row has one for each head's share of the latents. Maps are those of the closed form,
+/// [`Adapter::principal`], or, `+trained`, come with the [`StreamStatistics`]: this crate does not train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentCode {
     /// How wide.
     pub width: LatentWidth,
     /// How stored; `None`: f16.
     pub format: Option<Format>,
+    /// Whether maps were trained for the format.
+    pub trained: bool,
 }
 
 impl fmt::Display for LatentCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.width.fmt(f)?;
-        self.format.map_or(Ok(()), |format| write!(f, "@{format}"))
+        self.format.map_or(Ok(()), |format| write!(f, "@{format}"))?;
+        f.write_str(if self.trained { TRAINED } else { "" })
     }
 }
 
@@ -427,8 +448,10 @@ impl FromStr for LatentCode {
         let unknown = || Error::Unsupported {
             what: "width of latents",
             found: format!("`{text}`"),
-            supported: "channels a head such as 16, or a density of up to three decimals such as 0.5, and @FORMAT",
+            supported: "channels a head such as 16, or a density of up to three decimals such as 0.5, @FORMAT, and +trained \
+                        after that",
         };
+        let (text, trained) = text.strip_suffix(TRAINED).map_or((text, false), |text| (text, true));
         let (width, format) = match text.split_once('@') {
             Some((width, format)) => (width, Some(format.parse()?)),
             None => (text, None),
@@ -443,17 +466,22 @@ impl FromStr for LatentCode {
             }
             Some(_) => return Err(unknown()),
         };
-        Ok(Self { width, format })
+        if trained && format.is_none() {
+            return Err(unknown());
+        }
+        Ok(Self { width, format, trained })
     }
 }
 
 impl LatentCode {
     /// The codec of one stream with the [`Adapter::principal`] of its calibration rows, in f16; latents that are quantized
-    /// are rotated. In blocks, keys are quantized by channel over the tokens of a block.
+    /// are rotated. In blocks, keys are quantized by channel over the tokens of a block. Trained maps are those of the
+    /// statistics.
     ///
     /// # Errors
     ///
-    /// [`Error::Statistics`] when there are no rows, and as [`LatentCode::codec_of`].
+    /// [`Error::Statistics`] when there are no rows, [`Error::Unsupported`] when there are no trained maps, and as
+    /// [`LatentCode::codec_of`].
     pub fn codec(
         &self,
         stream: Stream,
@@ -462,14 +490,39 @@ impl LatentCode {
         blocks: bool,
         statistics: &StreamStatistics,
     ) -> Result<Cskv, Error> {
+        check_heads(heads, dim)?;
+        if self.trained {
+            let missing = || Error::Unsupported {
+                what: "maps of latents",
+                found: format!("{self} without maps"),
+                supported: "statistics with an adapter that was trained",
+            };
+            let adapter = statistics.adapter.clone().ok_or_else(missing)?;
+            return self.codec_of(stream, heads, dim, blocks, adapter);
+        }
         if statistics.rows.is_empty() {
             return Err(Error::Statistics { stream });
         }
-        check_heads(heads, dim)?;
         let width = heads * self.width.per_head(dim)?;
         let rotation = self.format.map(|_| ROTATION_SEED);
         let adapter = Adapter::principal(&statistics.rows, heads * dim, width, rotation, FullPrecision::F16)?;
         self.codec_of(stream, heads, dim, blocks, Arc::new(adapter))
+    }
+
+    /// How latents of one stream are quantized, if they are: the format of a token's latents, or of the channels of a
+    /// latent over so many tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`LatentWidth::per_head`].
+    pub fn latents(&self, stream: Stream, dim: usize, blocks: bool) -> Result<Option<(Format, Option<usize>)>, Error> {
+        let group = u32::try_from(self.width.per_head(dim)?).unwrap_or(u32::MAX);
+        Ok(self.format.map(|format| match (stream, format.block) {
+            (Stream::Keys, _) if blocks => (format, Some(WINDOW)),
+            // One row with a group a head, so that codes of heads follow each other without padding.
+            (_, Block::Row) => (Format { block: Block::Group(group), ..format }, None),
+            _ => (format, None),
+        }))
     }
 
     /// The codec of one stream with this adapter, for example a trained one.
@@ -487,17 +540,10 @@ impl LatentCode {
     ) -> Result<Cskv, Error> {
         let per_head = self.width.per_head(dim)?;
         let width = heads * per_head;
-        let latents: Arc<dyn Codec> = match self.format {
+        let latents: Arc<dyn Codec> = match self.latents(stream, dim, blocks)? {
             None => Arc::new(Plain::new(heads, per_head, FullPrecision::F16)?),
-            Some(format) if blocks && stream == Stream::Keys => {
-                Arc::new(ChannelFormat::new(heads, per_head, WINDOW, format)?)
-            }
-            // One row with a group a head, so that codes of heads follow each other without padding.
-            Some(format) if format.block == Block::Row => {
-                let group = u32::try_from(per_head).unwrap_or(u32::MAX);
-                Arc::new(TokenFormat::of_shape([1, width], Format { block: Block::Group(group), ..format })?)
-            }
-            Some(format) => Arc::new(TokenFormat::of_shape([1, width], format)?),
+            Some((format, Some(block))) => Arc::new(ChannelFormat::new(heads, per_head, block, format)?),
+            Some((format, None)) => Arc::new(TokenFormat::of_shape([1, width], format)?),
         };
         let codec = Cskv::new(adapter, latents)?;
         if blocks { codec.in_blocks(WINDOW) } else { Ok(codec) }

@@ -20,6 +20,7 @@ use std::path::PathBuf;
     2d:BITS                           two-dimensional quantization (WKVQuant); 2d-range: scaled by ranges\n  \
     skvq:BITS, skvq:ternary           channels reordered, ranges clipped, window, sinks (SKVQ); skvq:2-g32: groups of 32\n  \
     cskv:0.5, cskv:0.2@int4-min       latents of fewer channels (CSKV), best with --pre-rope\n  \
+    cskv:0.2@int4-min+trained         the same, trained on the calibration text for the format\n  \
     pm-kvq                            codes of 16 bits that are halved as memory fills (PM-KVQ), see --budget\n\n\
     Examples:\n  leanbits kv model/ --text book.txt\n  \
     leanbits kv model/ --text book.txt --calib other.txt --codec int4-min,2d:4 --codec skvq:2/ternary\n  \

@@ -20,13 +20,17 @@ pub(crate) struct LayerStatistics {
 }
 
 impl LayerStatistics {
-    /// Keys as they are kept, and values; `None` where they were not gathered.
+    /// Keys as they are kept; `None` where they were not gathered.
+    pub(crate) fn keys(&self, keys: KeyPlace) -> Option<&StreamStatistics> {
+        match keys {
+            KeyPlace::AfterRope => self.after.as_ref(),
+            KeyPlace::BeforeRope => self.before.as_ref(),
+        }
+    }
+
+    /// The same, and values.
     pub(crate) fn pair(&self, keys: KeyPlace) -> Option<Pair<StreamStatistics>> {
-        let keys = match keys {
-            KeyPlace::AfterRope => &self.after,
-            KeyPlace::BeforeRope => &self.before,
-        };
-        keys.clone().map(|keys| Pair { keys, values: self.values.clone() })
+        self.keys(keys).map(|keys| Pair { keys: keys.clone(), values: self.values.clone() })
     }
 }
 
@@ -110,6 +114,7 @@ fn statistics(of: &Statistics) -> StreamStatistics {
             mean: narrow(seen.mean()),
             deviation: narrow(seen.variance().into_iter().map(f64::sqrt).collect()),
             rows,
+            adapter: None,
         },
     }
 }

@@ -6,6 +6,7 @@
 //! | `caches.rs` | from a method's name to caches of all layers, and a model that reads through them |
 //! | `slot.rs` | a quantized cache in a decoder's slot, and a meter of what it does to attention |
 //! | `calibrate.rs` | statistics of keys and values over a text |
+//! | `train.rs` | CSKV's maps, trained for the format of their latents |
 //! | `budget.rs` | PM-KVQ: sensitivities, who gets which width, when layers shrink |
 //! | `measure.rs` | bytes and speed |
 //! | `stored.rs` | the cache that a compressed folder names, and its parameters |
@@ -18,6 +19,7 @@ mod measure;
 mod report;
 mod slot;
 mod stored;
+mod train;
 
 pub use budget::{KvLayerSchedule, KvShrink};
 pub(crate) use caches::{Cached, Caches};
@@ -152,6 +154,11 @@ pub fn kv(
             (Some(_), None) => loaded.kv_cache.as_ref().and_then(|stored| stored.budgets.clone()),
             _ => None,
         };
+        let trained = match seen.filter(|seen| train::is_needed(choice, seen)) {
+            Some(seen) => Some(train::train(choice, config, seen, progress)?),
+            None => None,
+        };
+        let seen = trained.as_deref().or(seen);
         let mut caches = Caches::new(choice, config, positions, seen, budgets.as_deref())?;
         if let Some(budgets) = &budgets {
             caches.name = format!("{} in {}", choice.method, crate::table::bytes(budgets.iter().sum()));

@@ -4,15 +4,16 @@
 //! budget, and `parameters`, the name of a safetensors file, where the method needs statistics.
 
 use super::calibrate::{self, LayerStatistics};
-use super::{budget, caches};
+use super::{budget, caches, train};
 use crate::models::{Apply, Config, Decoder, Layers};
 use crate::recipe::{KeyPlace, KvCacheChoice};
 use crate::{Error, Weights};
-use kv_cache_quant::StreamStatistics;
+use kv_cache_quant::{Adapter, FullPrecision, StreamStatistics};
 use quant_io::safetensors::{DType, SafetensorsFile, TensorSpec, serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The file beside the weights.
 pub(crate) const PARAMETERS: &str = "kv_cache.safetensors";
@@ -48,7 +49,9 @@ pub(crate) fn check(choice: &KvCacheChoice, config: &Config, model: &Path) -> Re
     let statistics: Option<Vec<LayerStatistics>> = layer.map(|layer| vec![layer; config.layers.min(1)]);
     let mut one = config.clone();
     one.layers = config.layers.min(1);
-    caches::Caches::new(choice, &one, one.max_positions.min(1 << 12), statistics.as_deref(), None)?;
+    // Maps are not trained for this; those of the closed form have the same shape.
+    let untrained = KvCacheChoice { method: choice.method.untrained(), ..choice.clone() };
+    caches::Caches::new(&untrained, &one, one.max_positions.min(1 << 12), statistics.as_deref(), None)?;
     if let Some(total) = choice.budget {
         budget::check(choice, config, total, choice.tokens.unwrap_or(config.max_positions))?;
     }
@@ -71,7 +74,10 @@ pub(crate) fn store(
         let prepare = |layer: &mut crate::models::Layer| {
             crate::evaluate::round_inputs(layer.slots_mut(), checkpoint, activations)
         };
-        let seen = calibrate::run_by_layer(&layers, texts, calibrate::rows_needed(&choice.method), prepare)?;
+        let mut seen = calibrate::run_by_layer(&layers, texts, calibrate::rows_needed(&choice.method), prepare)?;
+        if train::is_needed(choice, &seen) {
+            seen = train::train(choice, config, &seen, &mut crate::Silent)?;
+        }
         quant_io::write_atomically(output.join(PARAMETERS), &to_bytes(choice.keys, &seen)?)?;
         told["parameters"] = json!(PARAMETERS);
     }
@@ -98,13 +104,25 @@ fn to_bytes(place: KeyPlace, layers: &[LayerStatistics]) -> Result<Vec<u8>, Erro
         let Some(pair) = seen.pair(place) else { continue };
         for (stream, of) in [("keys", &pair.keys), ("values", &pair.values)] {
             let channels = of.min.len().max(1);
-            for (part, values) in parts(of) {
-                let shape = if part == "rows" { vec![values.len() / channels, channels] } else { vec![values.len()] };
-                let spec = TensorSpec::new(format!("layers.{layer}.{stream}.{part}"), DType::F32, &shape);
+            let mut push = |part: &str, values: &[f32], shape: &[usize]| {
+                let spec = TensorSpec::new(format!("layers.{layer}.{stream}.{part}"), DType::F32, shape);
                 let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
                 if !bytes.is_empty() {
                     tensors.push((spec, bytes));
                 }
+            };
+            for (part, values) in parts(of) {
+                match (part, &of.adapter) {
+                    // They are what the maps were trained on, and nothing else reads them.
+                    ("rows", Some(_)) => {}
+                    ("rows", None) => push(part, values, &[values.len() / channels, channels]),
+                    _ => push(part, values, &[values.len()]),
+                }
+            }
+            if let Some(maps) = &of.adapter {
+                push("compress", &maps.compressing().unwrap_or_default(), &[channels, maps.width()]);
+                push("rebuild", &maps.rebuild(), &[maps.width(), channels]);
+                push("shift", maps.shift(), &[channels]);
             }
         }
     }
@@ -168,11 +186,13 @@ fn read(path: &Path, place: KeyPlace, config: &Config) -> Result<Vec<LayerStatis
         let part = |part: &str| -> Result<Vec<f32>, Error> {
             let name = format!("layers.{layer}.{stream}.{part}");
             let Some(tensor) = file.get(&name) else {
-                return if part == "rows" { Ok(Vec::new()) } else { Err(bad(format!("tensor {name} is missing"))) };
+                let may_lack = matches!(part, "rows" | "rebuild");
+                return if may_lack { Ok(Vec::new()) } else { Err(bad(format!("tensor {name} is missing"))) };
             };
             let values = tensor.to_f32()?;
             let fits = match part {
                 "rows" => values.len().is_multiple_of(channels) && values.len() / channels <= MAX_ROWS,
+                "compress" | "rebuild" => values.len().is_multiple_of(channels) && values.len() <= channels * channels,
                 _ => values.len() == channels,
             };
             if !fits {
@@ -187,7 +207,16 @@ fn read(path: &Path, place: KeyPlace, config: &Config) -> Result<Vec<LayerStatis
         if let Some(at) = min.iter().zip(&max).position(|(min, max)| min > max) {
             return Err(bad(format!("layers.{layer}.{stream}: the least value of channel {at} is above its largest")));
         }
-        Ok(StreamStatistics { min, max, mean: part("mean")?, deviation: part("deviation")?, rows: part("rows")? })
+        let adapter = match part("rebuild")? {
+            rebuild if rebuild.is_empty() => None,
+            rebuild => {
+                let (compress, width) = (part("compress")?, rebuild.len() / channels);
+                let maps = Adapter::new(&compress, &rebuild, part("shift")?, width, FullPrecision::F16);
+                Some(Arc::new(maps.map_err(|source| bad(format!("layers.{layer}.{stream}: its maps: {source}")))?))
+            }
+        };
+        let (mean, deviation, rows) = (part("mean")?, part("deviation")?, part("rows")?);
+        Ok(StreamStatistics { min, max, mean, deviation, rows, adapter })
     };
     let layer = |layer: usize| {
         let keys = Some(stream(layer, "keys", geometry.key_width())?);
