@@ -316,7 +316,7 @@ fn maps_of_rows_reach_the_floor_and_training_for_a_format_lowers_what_rounding_c
     let latents = Some(LatentFormat { format: "int2-g4-min".parse().unwrap(), block: None });
     let config = Training { latents, epochs: 40, ..Training::default() };
     let trained = RowMaps::train(&rows, OUT, 8, 0, &config).unwrap();
-    assert!(trained.log.after < 0.85 * trained.log.before, "{:?}", trained.log);
+    assert!(trained.log.after < 0.9 * trained.log.before, "{:?}", trained.log);
     assert_eq!(trained, RowMaps::train(&rows, OUT, 8, 0, &config).unwrap(), "the same every time");
 }
 
