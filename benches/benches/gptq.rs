@@ -1,11 +1,13 @@
-//! How close does GPTQ's pass over the columns come to the multiplications and additions that it needs?
+//! How close do GPTQ's three steps — the Hessian, its factor, the pass over the columns — come to the multiplications and
+//! additions that they need?
 //!
-//! `cargo bench -p leanbits-benches --bench gptq` runs criterion on a small layer and then prints a table for a large
-//! one beside the floor and a plain peer; `-- --table` prints the table alone.
+//! `cargo bench --workspace --bench gptq` runs criterion on a small layer and then prints tables for a large one beside
+//! the floors and plain peers; `-- --table` prints the tables alone.
 
 use criterion::Criterion;
 use leanbits_benches::{floors, process_seconds, weights};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
+use quant_calib::Gram;
 use quant_core::{BlockParams, Format, FormatGrid, Grid, Shaped};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -13,7 +15,8 @@ use weight_quant::gptq::{Factor, GptqConfig, Hessian, Order, gptq_prepared};
 
 const LARGE: usize = 4096;
 const SMALL: usize = 1024;
-const ROUNDS: usize = 5;
+const TOKENS: usize = 2048;
+const ROUNDS: usize = 3;
 
 fn main() {
     // Cargo says when it benchmarks; as a test there is nothing to check here.
@@ -24,23 +27,29 @@ fn main() {
         criterion();
     }
     let w = weights(LARGE * LARGE);
-    let started = Instant::now();
-    let factor = factor(LARGE);
-    println!("\nFactorization of {LARGE} × {LARGE} in f64: {:.2} s", started.elapsed().as_secs_f64());
+    let hessian = hessian(LARGE);
+    let factor = factor(&hessian);
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        pool.install(|| table(&w, &factor, threads));
+        pool.install(|| {
+            statistics(threads);
+            factorization(&hessian, threads);
+            columns(&w, &factor, threads);
+        });
     }
 }
 
-/// The factor of a dense Hessian: channels of their own and sixteen signals that all share.
-fn factor(features: usize) -> Factor {
+/// A dense Hessian: channels of their own and sixteen signals that all share.
+fn hessian(features: usize) -> Array2<f64> {
     let signals = weights(16 * features);
     let signal = |s: usize, j: usize| f64::from(signals[s * features + j]) * 30.0;
-    let hessian = Array2::from_shape_fn((features, features), |(i, j)| {
+    Array2::from_shape_fn((features, features), |(i, j)| {
         let shared: f64 = (0..16).map(|s| signal(s, i) * signal(s, j)).sum();
         shared + if i == j { 0.3 } else { 0.0 }
-    });
+    })
+}
+
+fn factor(hessian: &Array2<f64>) -> Factor {
     Factor::new(hessian.view(), Order::Natural, 128, 0.01).expect("positive definite")
 }
 
@@ -57,7 +66,7 @@ fn criterion() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     let w = weights(SMALL * SMALL);
-    let hessian = Hessian::Factored(factor(SMALL));
+    let hessian = Hessian::Factored(factor(&hessian(SMALL)));
     let mut group = criterion.benchmark_group("gptq columns, 1024 × 1024");
     for name in ["int4-g128", "int4-g128-asym"] {
         let format: Format = name.parse().expect("a format");
@@ -71,18 +80,8 @@ fn criterion() {
 type Case<'a> = (&'static str, Box<dyn FnMut() + 'a>);
 
 /// Every case once a round, the least seconds of each, by the cores' time and by the clock: other programs only ever
-/// add.
-fn table(w: &[f32], factor: &Factor, threads: usize) {
-    let hessian = Hessian::Factored(factor.clone());
-    // One multiplication and one addition for each pair of columns and each row.
-    #[expect(clippy::cast_precision_loss, reason = "sizes of benchmarks")]
-    let flops = (LARGE * LARGE * LARGE) as f64;
-    let mut cases: Vec<Case<'_>> = vec![
-        ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
-        ("int4-g128", Box::new(|| ours(w, &hessian, Format::INT4_G128, LARGE))),
-        ("int4-g128-asym", Box::new(|| ours(w, &hessian, Format::INT4_G128_ASYM, LARGE))),
-        ("plain peer, int4-g128", Box::new(|| plain(w, factor))),
-    ];
+/// add. The first is the floor.
+fn table(title: &str, mut cases: Vec<Case<'_>>) {
     let mut seconds = vec![(f64::INFINITY, f64::INFINITY); cases.len()];
     for _ in 0..ROUNDS {
         for ((_, run), (cores, clock)) in cases.iter_mut().zip(&mut seconds) {
@@ -92,12 +91,62 @@ fn table(w: &[f32], factor: &Factor, threads: usize) {
             *clock = clock.min(started.elapsed().as_secs_f64());
         }
     }
-    println!(
-        "\nGPTQ columns of {LARGE} × {LARGE}, given the factor, {threads} thread(s)\n\n| | CPU s | × floor | s |\n|---|---:|---:|---:|"
-    );
+    println!("\n{title}\n\n| | CPU s | × floor | s |\n|---|---:|---:|---:|");
     for ((name, _), (cores, clock)) in cases.iter().zip(&seconds) {
         println!("| {name} | {cores:.2} | {:.2} | {clock:.2} |", cores / seconds[0].0);
     }
+}
+
+/// The Hessian of some tokens: products in f32, sums of blocks in f64. The peer is one product in f32.
+fn statistics(threads: usize) {
+    let x = weights(TOKENS * LARGE);
+    let rows = ArrayView2::from_shape((TOKENS, LARGE), &x).expect("whole rows");
+    let flops = (2 * TOKENS * LARGE * LARGE) as f64;
+    let gram = || {
+        let mut gram = Gram::new(LARGE);
+        gram.add(&x, None).expect("finite rows");
+        black_box(gram);
+    };
+    let title = format!("Hessian of {TOKENS} tokens of {LARGE} channels, {threads} thread(s)");
+    let cases: Vec<Case<'_>> = vec![
+        ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
+        ("Gram", Box::new(gram)),
+        ("peer: faer, one product in f32", Box::new(|| drop(black_box(quant_linalg::matmul(rows.t(), rows))))),
+    ];
+    table(&title, cases);
+}
+
+/// `H⁻¹ = Uᵀ U`: one reversed Cholesky factor and its inverse, in f64, beside the three steps of the reference in f64.
+fn factorization(hessian: &Array2<f64>, threads: usize) {
+    // A third of n³ operations for the factor and as many for its inverse; half as many values fit a register as of f32.
+    let flops = 2.0 * 2.0 / 3.0 * (LARGE * LARGE * LARGE) as f64;
+    let three = || {
+        let lower = quant_linalg::cholesky(hessian.view()).expect("positive definite");
+        let inverse = quant_linalg::invert_lower(lower.view()).expect("a triangle");
+        let inverse = quant_linalg::matmul(inverse.t(), inverse.view());
+        black_box(quant_linalg::cholesky(inverse.view()).expect("positive definite"));
+    };
+    let title = format!("Factor of the inverse of a Hessian of {LARGE} channels in f64, {threads} thread(s)");
+    let cases: Vec<Case<'_>> = vec![
+        ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
+        ("reversed Cholesky factor, inverted", Box::new(|| drop(black_box(factor(hessian))))),
+        ("reference's way: factor, inverse, factor", Box::new(three)),
+    ];
+    table(&title, cases);
+}
+
+fn columns(w: &[f32], factor: &Factor, threads: usize) {
+    let hessian = Hessian::Factored(factor.clone());
+    // One multiplication and one addition for each pair of columns and each row.
+    let flops = (LARGE * LARGE * LARGE) as f64;
+    let title = format!("GPTQ columns of {LARGE} × {LARGE}, given the factor, {threads} thread(s)");
+    let cases: Vec<Case<'_>> = vec![
+        ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
+        ("int4-g128", Box::new(|| ours(w, &hessian, Format::INT4_G128, LARGE))),
+        ("int4-g128-asym", Box::new(|| ours(w, &hessian, Format::INT4_G128_ASYM, LARGE))),
+        ("reference's way, int4-g128", Box::new(|| plain(w, factor))),
+    ];
+    table(&title, cases);
 }
 
 /// GPTQ as the reference code has it: blocks of 128 columns, inside them one column after the other on a row-major

@@ -75,7 +75,7 @@ pub(crate) struct Panel<'a> {
 
 const WIDTH: f64 = 430.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 50.0;
+const LEFT: f64 = 64.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 42.0;
@@ -213,7 +213,7 @@ mod tests {
             (Axis::Linear { low: 1.0, high: 3.0, step: 0.5 }, Axis::Linear { low: 10.0, high: 30.0, step: 5.0 });
         let panel = Panel { title: "t", x, y, marks: Vec::new(), series };
         let svg = draw("d", "x", "y", &[panel]);
-        assert!(svg.contains("M50.0 258.0L234.0 144.0\""), "{svg}");
+        assert!(svg.contains("M64.0 258.0L241.0 144.0\""), "{svg}");
         assert!(svg.contains("a &lt; b"), "{svg}");
     }
 }

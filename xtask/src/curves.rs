@@ -74,7 +74,45 @@ const FIGURES: &[Figure] = &[
             },
         ],
     },
+    Figure {
+        page: "kv-cache-quant.md",
+        file: "cskv-bytes.svg",
+        description: "KL divergence over bytes a token of caches of latents and of formats, on two models of bytes",
+        axes: ["bytes a token", "KL divergence (nats)"],
+        log_x: true,
+        panels: &["tiny-llama", "tiny-qwen"],
+        lines: &[
+            of_bytes("formats", &["`int8-g32`", "`int4-g32-min`"]),
+            of_bytes("KIVI, 2 bits", &["`kivi:2`"]),
+            of_bytes("CSKV, f16", &["`cskv:0.5`", "`cskv:0.2`"]),
+            of_bytes("CSKV, 4 bits", &["`cskv:0.5@int4-min`", "`cskv:0.2@int4-min`"]),
+            of_bytes("4 bits, block window", &["`cskv-block:0.5@int4-min`", "`cskv-block:0.2@int4-min`"]),
+            of_bytes("CSKV, 2 bits", &["`cskv:0.5@int2-min`", "`cskv:0.2@int2-min`"]),
+        ],
+    },
+    Figure {
+        page: "kv-cache-quant.md",
+        file: "cskv-words.svg",
+        description: "KL divergence over bytes a token of caches of latents and of formats, on two models of words",
+        axes: ["bytes a token", "KL divergence (nats)"],
+        log_x: true,
+        panels: &["stories15M", "SmolLM2-135M, four sinks"],
+        lines: &[
+            of_words("formats", &["`int8-g32`", "`int4-g32-min`"]),
+            of_words("KIVI, 2 bits", &["`kivi:2`"]),
+            of_words("CSKV, f16", &["`cskv:0.5`", "`cskv:0.2`"]),
+            of_words("CSKV, 4 bits", &["`cskv:0.5@int4-min`", "`cskv:0.2@int4-min`"]),
+        ],
+    },
 ];
+
+const fn of_bytes(label: &'static str, rows: &'static [&'static str]) -> Line {
+    Line { label, tables: &["cache, models of bytes"], rows, columns: &[[2, 4], [5, 7]] }
+}
+
+const fn of_words(label: &'static str, rows: &'static [&'static str]) -> Line {
+    Line { label, tables: &["cache, models of words"], rows, columns: &[[1, 3], [4, 8]] }
+}
 
 const fn vectors(label: &'static str, rows: &'static [&'static str]) -> Line {
     Line { label, tables: &["around 2 bits", "around 3 bits"], rows, columns: &[[1, 3], [5, 6]] }

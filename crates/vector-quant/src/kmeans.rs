@@ -330,9 +330,9 @@ struct Distances {
 /// Points side by side, as many as fit the first cache.
 struct Block {
     /// `[dim, points]`
-    coordinates: Vec<f64>,
-    /// `[dim, points]`
-    weights: Vec<f64>,
+    coordinates: Vec<f32>,
+    /// `[dim, points]`, or nothing where all are 1.
+    weights: Vec<f32>,
     nearest: Vec<f64>,
     total: f64,
 }
@@ -344,8 +344,14 @@ impl Distances {
         let block = |points: &[usize]| {
             let axes = || (0..problem.dim).flat_map(|axis| points.iter().map(move |n| (axis, *n)));
             Block {
-                coordinates: axes().map(|(axis, n)| f64::from(problem.point(n)[axis])).collect(),
-                weights: axes().map(|(axis, n)| problem.weight(n, axis)).collect(),
+                coordinates: axes().map(|(axis, n)| problem.point(n)[axis]).collect(),
+                weights: match problem.weights {
+                    Weights::Uniform => Vec::new(),
+                    Weights::PerPoint(weights) => axes().map(|(_, n)| weights[n]).collect(),
+                    Weights::PerCoordinate(weights) => {
+                        axes().map(|(axis, n)| weights[n * problem.dim + axis]).collect()
+                    }
+                },
                 nearest: vec![f64::INFINITY; points.len()],
                 total: 0.0,
             }
@@ -402,9 +408,13 @@ impl WithSimd for Nearer<'_> {
         let distances = &mut distances[..points];
         for axis in 0..self.dim {
             let c = f64::from(self.centroid[axis]);
-            let parts = coordinates[axis * points..][..points].iter().zip(&weights[axis * points..][..points]);
-            for (distance, (x, weight)) in distances.iter_mut().zip(parts) {
-                *distance += weight * ((x - c) * (x - c));
+            let parts = distances.iter_mut().zip(&coordinates[axis * points..][..points]);
+            let square = |x: f32| (f64::from(x) - c) * (f64::from(x) - c);
+            match weights.get(axis * points..(axis + 1) * points) {
+                None => parts.for_each(|(distance, x)| *distance += square(*x)),
+                Some(weights) => {
+                    parts.zip(weights).for_each(|((distance, x), w)| *distance += f64::from(*w) * square(*x))
+                }
             }
         }
         let mut sums = [0.0; 8];

@@ -121,22 +121,32 @@ impl SearchTable {
         }
     }
 
-    /// The entry with the best score, the first of equals.
+    /// The entry with the best score, the first of equals. Without closures, so that fused operations are instructions.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "tables have at most 2^24 entries")]
+    #[expect(clippy::needless_range_loop, reason = "three arrays have the same index")]
     fn winner<const W: usize>(&self, point: &[f32; W], best: &Best) -> u32 {
         let score = best.scores.iter().fold(f32::NEG_INFINITY, |m, score| m.max(*score));
-        let winners = (0..LANES).filter(|lane| best.scores[*lane] == score).filter_map(|lane| {
+        let mut winner = u32::MAX;
+        for lane in 0..LANES {
+            if best.scores[lane] != score {
+                continue;
+            }
             let first = best.groups[lane] as usize * GROUP;
-            let block = (first..first + GROUP).find(|block| {
+            for block in first..first + GROUP {
                 let columns = &self.blocks[block * (W + 1)..][..W + 1];
-                let terms = point.iter().zip(&columns[1..]);
-                terms.fold(columns[0][lane], |sum, (x, column)| x.mul_add(column[lane], sum)) == score
-            });
-            block.map(|block| (block * LANES + lane) as u32)
-        });
+                let mut sum = columns[0][lane];
+                for axis in 0..W {
+                    sum = point[axis].mul_add(columns[1 + axis][lane], sum);
+                }
+                if sum == score {
+                    winner = winner.min((block * LANES + lane) as u32);
+                    break;
+                }
+            }
+        }
         // Scores of vectors that leave the range of f32 need not have an order.
-        winners.min().unwrap_or(0)
+        if winner == u32::MAX { 0 } else { winner }
     }
 }
 
