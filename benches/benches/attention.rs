@@ -1,6 +1,6 @@
 //! How close does attention over a packed cache come to reading the cache once?
 //!
-//! `cargo bench -p leanbits-benches --bench attention` runs criterion on one query over each cache and then prints tables
+//! `cargo bench --workspace --bench attention` runs criterion on one query over each cache and then prints tables
 //! beside the floors; `-- --table` prints the tables alone, `-- --attention` those of attention, `-- --attention --grouped`
 //! that of four queries a head; names of methods, only those. A floor reads as many bytes as the cache stores and does
 //! nothing else.

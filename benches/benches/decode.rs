@@ -1,6 +1,6 @@
 //! How close does decoding come to reading the codes and writing f32?
 //!
-//! `cargo bench -p leanbits-benches --bench decode` runs criterion on every format and then prints
+//! `cargo bench --workspace --bench decode` runs criterion on every format and then prints
 //! tables beside the floors and peers; `-- --table` prints the tables alone.
 
 use candle_core::quantized::GgmlType;

@@ -1,6 +1,6 @@
 //! How close does encoding come to reading the values and writing so many bits?
 //!
-//! `cargo bench -p leanbits-benches --bench encode` runs criterion on every format and then prints a
+//! `cargo bench --workspace --bench encode` runs criterion on every format and then prints a
 //! table beside the floors and peers; `-- --table` prints the table alone.
 
 use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};

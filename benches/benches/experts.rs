@@ -1,6 +1,6 @@
 //! Is the time model of experts right, and does a plan by loss and time beat one scheme for all?
 //!
-//! `cargo bench -p leanbits-benches --bench experts -- --table` measures a profile as `leanbits profile` does and prints two
+//! `cargo bench --workspace --bench experts -- --table` measures a profile as `leanbits profile` does and prints two
 //! tables: layers of one scheme, their time by the profile and measured; and plans of least `L^r · T^(1−r)` beside the uniform
 //! ones that lose no less.
 

@@ -1,6 +1,6 @@
 //! What does one call for all experts of a mixture save?
 //!
-//! `cargo bench -p leanbits-benches --bench grouped` runs criterion on the grouped product and then prints a table for
+//! `cargo bench --workspace --bench grouped` runs criterion on the grouped product and then prints a table for
 //! several numbers of tokens, with f32 and with 8-bit inputs; `-- --table` prints the tables alone. Experts are 1408 × 2048 in
 //! turn of four formats, eight of 64 a token with a skewed router. Beside the grouped call: one product for each expert after
 //! the other, and one product for each token and expert, which is what repacked kernels do that group tokens but multiply

@@ -1,6 +1,6 @@
 //! How close do products with packed weights come to reading the weights, and to the machine's multiplications?
 //!
-//! `cargo bench -p leanbits-benches --bench products` runs criterion and then prints tables beside the floors and
+//! `cargo bench --workspace --bench products` runs criterion and then prints tables beside the floors and
 //! peers; `-- --table` prints the tables alone.
 
 use candle_core::quantized::k_quants::{self, BlockQ4_0, BlockQ4K, BlockQ8_0, GgmlType};

@@ -1,7 +1,7 @@
 //! How do our decompositions compare with a product of matrices of their size, and with LAPACK? And does a pair of
 //! factors run at the speed of the memory that holds it?
 //!
-//! `cargo bench -p leanbits-benches --bench svd` runs criterion on small matrices and then prints tables for large
+//! `cargo bench --workspace --bench svd` runs criterion on small matrices and then prints tables for large
 //! ones; `-- --table` prints the tables alone. With `--features lapack` and a library named in `LEANBITS_LAPACK` they
 //! have LAPACK's times too (`OPENBLAS_NUM_THREADS=1`: ours are for one thread).
 

@@ -1,6 +1,6 @@
 //! How close do vector codes come to what must be read and multiplied: learning them, finding them, using them?
 //!
-//! `cargo bench -p leanbits-benches --bench vector` runs criterion on small sizes and then prints tables for large ones
+//! `cargo bench --workspace --bench vector` runs criterion on small sizes and then prints tables for large ones
 //! beside their floors; `-- --table` prints the tables alone.
 
 use criterion::Criterion;

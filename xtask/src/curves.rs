@@ -57,9 +57,9 @@ const FIGURES: &[Figure] = &[
         log_x: false,
         panels: &["tiny-llama", "stories15M"],
         lines: &[
-            Line { label: "SVD", tables: &["kept"], rows: &[], columns: &[[1, 2], [1, 5]] },
-            Line { label: "ASVD", tables: &["kept"], rows: &[], columns: &[[1, 3], [1, 6]] },
-            Line { label: "SVD-LLM", tables: &["kept"], rows: &[], columns: &[[1, 4], [1, 7]] },
+            Line { label: "SVD", tables: &["kept"], rows: &[], columns: &[[1, 2], [1, 6]] },
+            Line { label: "ASVD", tables: &["kept"], rows: &[], columns: &[[1, 4], [1, 7]] },
+            Line { label: "SVD-LLM", tables: &["kept"], rows: &[], columns: &[[1, 5], [1, 8]] },
             Line {
                 label: "int-g32, rounded to nearest",
                 tables: &["stored"],
