@@ -124,7 +124,6 @@ impl SearchTable {
     /// The entry with the best score, the first of equals. Without closures, so that fused operations are instructions.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "tables have at most 2^24 entries")]
-    #[expect(clippy::needless_range_loop, reason = "three arrays have the same index")]
     fn winner<const W: usize>(&self, point: &[f32; W], best: &Best) -> u32 {
         let score = best.scores.iter().fold(f32::NEG_INFINITY, |m, score| m.max(*score));
         let mut winner = u32::MAX;
