@@ -4,7 +4,7 @@
 //! that build scripts and macros are compiled once. The crates that read files are tested a second time in the dev
 //! profile, where integer overflow panics.
 
-use crate::{Failure, curves, docs, study};
+use crate::{Failure, codegen, curves, docs, study};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -35,8 +35,11 @@ const STEPS: &[Step] = &[
     Step { name: "build", summary: "the workspace builds", run: |ci| ci.cargo(&["build", "--release", "--workspace"]) },
     Step {
         name: "generated",
-        summary: "generated pages and figures are up to date",
-        run: |ci| task(study::run(ci.root, docs::Mode::Check).and_then(|()| curves::run(ci.root, docs::Mode::Check))),
+        summary: "generated kernels, pages and figures are up to date",
+        run: |ci| {
+            let check = docs::Mode::Check;
+            task([codegen::run, study::run, curves::run].into_iter().try_for_each(|run| run(ci.root, check)))
+        },
     },
     Step {
         name: "demo",

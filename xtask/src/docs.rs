@@ -17,7 +17,8 @@ pub(crate) fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Fail
     match mode {
         _ if current == content => Ok(()),
         Mode::Check => {
-            Err(format!("{} is out of date; run `cargo xtask study` and `cargo xtask curves`", path.display()))
+            let tasks = "`cargo xtask codegen`, `cargo xtask study` and `cargo xtask curves`";
+            Err(format!("{} is out of date; run {tasks}", path.display()))
         }
         Mode::Write => {
             println!("writes {}", path.display());

@@ -1,9 +1,10 @@
-//! Development tasks: `cargo xtask ci`, `cargo xtask study`, `cargo xtask curves`, `cargo xtask bench`.
+//! Development tasks: `cargo xtask ci`, `cargo xtask codegen`, `cargo xtask study`, `cargo xtask curves`, `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod chart;
 mod ci;
+mod codegen;
 mod curves;
 mod docs;
 mod study;
@@ -16,6 +17,7 @@ Usage: cargo xtask <task>
 
   ci [STEP...]       run all checks, or only the named steps, in the order listed below
   ci --list          name the steps
+  codegen [--check]  write the generated kernel modules of the crates; with --check, fail if any would change
   study [--check]    write the measured tables and figures of docs/src; with --check, fail if any would change
   curves [--check]   draw the curves of docs/src from the tables beside them; with --check, fail if any would change
   bench [NAME...]    run the tables of benches/, all or the named ones, and write them to docs/src/benchmarks.md
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
             Ok(())
         }
         ["ci", steps @ ..] => ci::run(root, steps),
+        ["codegen"] => codegen::run(root, docs::Mode::Write),
+        ["codegen", "--check"] => codegen::run(root, docs::Mode::Check),
         ["study"] => study::run(root, docs::Mode::Write),
         ["study", "--check"] => study::run(root, docs::Mode::Check),
         ["curves"] => curves::run(root, docs::Mode::Write),

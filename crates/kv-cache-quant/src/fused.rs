@@ -18,6 +18,9 @@
 //! Everything else are the roundings of f32 sums in another order, and of an exponential good to 2⁻²².
 
 mod avx512;
+mod generated {
+    pub(super) mod attention;
+}
 mod ints;
 mod kernels;
 mod plan;

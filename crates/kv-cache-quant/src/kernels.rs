@@ -4,42 +4,7 @@
 //! so that every instruction set gives the same bits.
 #![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
 
-use quant_core::kernels::Isa;
-
-/// Defines a function whose body is compiled for the baseline, for AVX2 and for AVX-512.
-macro_rules! for_each_isa {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
-        $(#[$doc])*
-        pub(crate) fn $name($($arg: $type),*) {
-            #[inline(always)]
-            fn portable($($arg: $type),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $type),*) {
-                    portable($($arg),*);
-                }
-
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512($($arg: $type),*) {
-                    portable($($arg),*);
-                }
-
-                match Isa::current() {
-                    // SAFETY: `Isa::current` names only what the processor has; AVX-512 there means F, BW, DQ and VL.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    _ => {}
-                }
-            }
-            portable($($arg),*);
-        }
-    };
-}
-
-pub(crate) use for_each_isa;
+use crate::generated::isa::for_each_isa;
 
 /// Partial sums of a dot product.
 const LANES: usize = 16;
@@ -241,7 +206,7 @@ for_each_isa! {
 mod tests {
     use super::*;
     use half::f16;
-    use quant_core::kernels::with_isa;
+    use quant_core::kernels::{Isa, with_isa};
 
     fn numbers(count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 97.0).collect()

@@ -45,6 +45,9 @@ mod codec;
 mod error;
 #[cfg(target_arch = "x86_64")]
 mod fused;
+mod generated {
+    pub(crate) mod isa;
+}
 mod geometry;
 mod kernels;
 mod layer;

@@ -3,10 +3,9 @@
 //! What is common goes through here and gives the bits of the plain definitions; what is not is left to them.
 #![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
 
-use crate::kernels::for_each_isa;
+use crate::generated::isa::for_each_isa;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use quant_core::kernels::Isa;
 
 /// Values that extremes are taken of side by side.
 const LANES: usize = 16;

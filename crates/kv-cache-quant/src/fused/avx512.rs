@@ -5,6 +5,7 @@
 //! in [`super::kernels`], but where rows are channels.
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
+use super::generated::attention::{MOST, skip_codes};
 use super::ints::RUN;
 use super::plan::{Chunk, LANES, Plan, Queries};
 use crate::packed::Coding;
@@ -140,38 +141,6 @@ pub(super) fn prefetch(rows: &Rows<'_>, first: usize, count: usize) {
     while at < bytes {
         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast());
         at += 64;
-    }
-}
-
-/// Vectors that are read at once.
-const MOST: usize = 8;
-
-/// The words, and the words without their first one to seven codes.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn skip_codes<const BITS: u32>(w: __m512i) -> [__m512i; MOST] {
-    if BITS == 2 {
-        [
-            w,
-            _mm512_srli_epi32::<2>(w),
-            _mm512_srli_epi32::<4>(w),
-            _mm512_srli_epi32::<6>(w),
-            _mm512_srli_epi32::<8>(w),
-            _mm512_srli_epi32::<10>(w),
-            _mm512_srli_epi32::<12>(w),
-            _mm512_srli_epi32::<14>(w),
-        ]
-    } else {
-        [
-            w,
-            _mm512_srli_epi32::<4>(w),
-            _mm512_srli_epi32::<8>(w),
-            _mm512_srli_epi32::<12>(w),
-            _mm512_srli_epi32::<16>(w),
-            _mm512_srli_epi32::<20>(w),
-            _mm512_srli_epi32::<24>(w),
-            _mm512_srli_epi32::<28>(w),
-        ]
     }
 }
 

@@ -49,7 +49,7 @@ impl IntPlan {
             _ => 16,
         };
         let loads = head_bytes.div_ceil(width);
-        // Of each load, for each word of a 16-byte lane, all lanes: see `kernels::interleave`.
+        // Of each load, for each word of a 16-byte lane, all lanes: see `generated::attention::interleave`.
         let place = |at: usize| {
             let (load, at) = (at / width, at % width);
             let (word, at) = (at / (width / 4), at % (width / 4));

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
 use super::avx512::{Avx512, Rows, load_floats, load_words, prefetch, store};
+use super::generated::attention::{dot_tiles, interleave, weigh_tiles};
 use super::ints::{IntPlan, IntQueries, MOST_STEPS, RUN};
 use super::plan::LANES;
 use std::arch::x86_64::*;
@@ -10,8 +11,8 @@ use std::ops::Range;
 /// Codes and weights on their way, kept between calls.
 #[derive(Debug)]
 pub(super) struct Turned {
-    codes: Vec<[u32; LANES]>,
-    padded: [u8; LANES * PADDED],
+    pub(super) codes: Vec<[u32; LANES]>,
+    pub(super) padded: [u8; LANES * PADDED],
     /// `[member][four rows][high, low]`, where there are several groups for each of 16.
     weights: Vec<i32>,
     /// `[member][group]`, 16 of each.
@@ -51,24 +52,8 @@ impl Avx512 {
                 }
             }
             for (queries, at) in packs.clone() {
-                let out = (&mut out[at + first..], stride);
-                macro_rules! bits {
-                    ($members:literal, $sets:literal) => {
-                        // SAFETY: as above.
-                        unsafe {
-                            match plan.bits {
-                                2 => dot_tile::<2, 4, $members, $sets>(plan, queries, &turned.codes, rows, first, out),
-                                4 => dot_tile::<4, 2, $members, $sets>(plan, queries, &turned.codes, rows, first, out),
-                                _ => dot_tile::<8, 1, $members, $sets>(plan, queries, &turned.codes, rows, first, out),
-                            }
-                        }
-                    };
-                }
-                match queries.members {
-                    1 => bits!(1, 4),
-                    2 => bits!(2, 4),
-                    _ => bits!(4, 2),
-                }
+                // SAFETY: as above.
+                unsafe { dot_tiles(plan, queries, &turned.codes, rows, first, (&mut out[at + first..], stride)) }
             }
         }
     }
@@ -77,13 +62,7 @@ impl Avx512 {
     pub(super) fn turn_values(self, plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
         turned.codes.resize(plan.lane_blocks.len() * (RUN / 4), [0; LANES]);
         // SAFETY: a value of `Self` proves the instructions.
-        unsafe {
-            match plan.width {
-                64 => interleave64(plan, rows, turned),
-                32 => interleave32(plan, rows, turned),
-                _ => interleave16(plan, rows, turned),
-            }
-        }
+        unsafe { interleave(plan, rows, turned) }
     }
 
     /// `sums[register][member] += Σ_row weights[member · stride + row] · row` of turned codes, without the values of code 0,
@@ -100,20 +79,7 @@ impl Avx512 {
         // SAFETY: a value of `Self` proves the instructions.
         unsafe {
             quantize_weights(plan, members, weights, stride, rows, zeros, turned);
-            match (plan.bits, members) {
-                (2, 1) => weigh_tile::<2, 4, 1, 2>(plan, 0, members, rows.count, turned, sums),
-                (2, 2) => weigh_tile::<2, 4, 2, 1>(plan, 0, members, rows.count, turned, sums),
-                (2, _) => {
-                    weigh_tile::<2, 4, 2, 1>(plan, 0, members, rows.count, turned, sums);
-                    weigh_tile::<2, 4, 2, 1>(plan, 2, members, rows.count, turned, sums);
-                }
-                (4, 1) => weigh_tile::<4, 2, 1, 4>(plan, 0, members, rows.count, turned, sums),
-                (4, 2) => weigh_tile::<4, 2, 2, 2>(plan, 0, members, rows.count, turned, sums),
-                (4, _) => weigh_tile::<4, 2, 4, 1>(plan, 0, members, rows.count, turned, sums),
-                (_, 1) => weigh_tile::<8, 1, 1, 4>(plan, 0, members, rows.count, turned, sums),
-                (_, 2) => weigh_tile::<8, 1, 2, 4>(plan, 0, members, rows.count, turned, sums),
-                _ => weigh_tile::<8, 1, 4, 2>(plan, 0, members, rows.count, turned, sums),
-            }
+            weigh_tiles(plan, members, rows.count, turned, sums);
         }
     }
 }
@@ -180,7 +146,7 @@ fn turn_meta_of(from: &[f32], width: usize, count: usize, out: &mut [f32]) {
 /// The sign bits of all codes of a register, to be flipped; then code 0 stands for the least value.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn signs(plan: &IntPlan) -> __m512i {
+pub(super) fn signs(plan: &IntPlan) -> __m512i {
     let sign = match (plan.signed, plan.bits) {
         (false, _) => 0,
         (true, 2) => 0xaa_u8,
@@ -191,7 +157,7 @@ fn signs(plan: &IntPlan) -> __m512i {
 }
 
 /// Where the first row starts; of all rows the bytes of the head can be read.
-fn start(plan: &IntPlan, rows: &Rows<'_>) -> *const u8 {
+pub(super) fn start(plan: &IntPlan, rows: &Rows<'_>) -> *const u8 {
     rows.codes[..rows.count.saturating_sub(1) * rows.stride + plan.head_bytes].as_ptr()
 }
 
@@ -242,12 +208,17 @@ fn turn_rows<const W: usize>(plan: &IntPlan, rows: &Rows<'_>, first: usize, turn
 }
 
 /// Bytes of a padded row.
-const PADDED: usize = 64;
+pub(super) const PADDED: usize = 64;
 
 /// Copies some rows to where there is room for 16.
 #[cold]
 #[inline(never)]
-fn pad(rows: &Rows<'_>, some: Range<usize>, bytes: Range<usize>, padded: &mut [u8; LANES * PADDED]) -> *const u8 {
+pub(super) fn pad(
+    rows: &Rows<'_>,
+    some: Range<usize>,
+    bytes: Range<usize>,
+    padded: &mut [u8; LANES * PADDED],
+) -> *const u8 {
     for (row, padded) in some.zip(padded.chunks_exact_mut(PADDED)) {
         padded[..bytes.len()].copy_from_slice(&rows.codes[row * rows.stride..][bytes.clone()]);
     }
@@ -348,7 +319,7 @@ fn fields_of<const BITS: u32, const FIELDS: usize>(x: __m512i) -> [__m512i; FIEL
 /// Scores of 16 turned rows from `first` on. `SETS` are sums side by side, so that none waits for the one before.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, const SETS: usize>(
+pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, const SETS: usize>(
     plan: &IntPlan,
     queries: &IntQueries,
     codes: &[[u32; LANES]],
@@ -413,116 +384,6 @@ fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, const SETS: us
         store(_mm512_mul_ps(score, _mm512_set1_ps(queries.steps[g])), &mut out[g * stride..][..some]);
     }
 }
-
-/// Four rows side by side: a lane has a byte of each.
-macro_rules! interleave {
-    ($name:ident, $width:literal, $register:ty, $load:ident, $mask:expr, $xor:ident, $signs:expr,
-     $lo8:ident, $hi8:ident, $lo16:ident, $hi16:ident, $store:ident) => {
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-        fn $name(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
-            let Turned { codes: out, padded, .. } = turned;
-            let signs: $register = $signs(signs(plan));
-            let (start, quad_words) = (start(plan, rows), plan.loads * $width);
-            let out = out.as_flattened_mut();
-            for (quad, out) in out.chunks_exact_mut(quad_words).take(rows.count.div_ceil(4)).enumerate() {
-                let some = (rows.count - 4 * quad).min(4);
-                prefetch(rows, 4 * quad, some);
-                for (load, out) in out.chunks_exact_mut($width).enumerate() {
-                    let from = load * $width;
-                    let bytes = $width.min(plan.head_bytes - from);
-                    let mask = $mask(u16::MAX >> (LANES - bytes / 4));
-                    // SAFETY: `start` has checked that the words of the mask can be read of rows that are there; of
-                    // padded ones 64 bytes can.
-                    let x = unsafe {
-                        let (start, stride) = if some == 4 {
-                            (start.add(4 * quad * rows.stride + from), rows.stride)
-                        } else {
-                            // The weights of rows that are not there are 0.
-                            (pad(rows, 4 * quad..4 * quad + some, from..from + bytes, padded), PADDED)
-                        };
-                        [
-                            $xor($load(mask, start.cast()), signs),
-                            $xor($load(mask, start.add(stride).cast()), signs),
-                            $xor($load(mask, start.add(2 * stride).cast()), signs),
-                            $xor($load(mask, start.add(3 * stride).cast()), signs),
-                        ]
-                    };
-                    let (ab, ab2) = ($lo8(x[0], x[1]), $hi8(x[0], x[1]));
-                    let (cd, cd2) = ($lo8(x[2], x[3]), $hi8(x[2], x[3]));
-                    let turned = [$lo16(ab, cd), $hi16(ab, cd), $lo16(ab2, cd2), $hi16(ab2, cd2)];
-                    for (out, x) in out.chunks_exact_mut($width / 4).zip(turned) {
-                        // SAFETY: a register has as many words.
-                        unsafe { $store(out.as_mut_ptr().cast(), x) }
-                    }
-                }
-            }
-        }
-    };
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn lower_half(x: __m512i) -> __m256i {
-    _mm512_castsi512_si256(x)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn lower_quarter(x: __m512i) -> __m128i {
-    _mm512_castsi512_si128(x)
-}
-
-fn all(mask: u16) -> u16 {
-    mask
-}
-
-fn eight(mask: u16) -> u8 {
-    mask.to_le_bytes()[0]
-}
-
-interleave!(
-    interleave64,
-    64_usize,
-    __m512i,
-    _mm512_maskz_loadu_epi32,
-    all,
-    _mm512_xor_si512,
-    std::convert::identity,
-    _mm512_unpacklo_epi8,
-    _mm512_unpackhi_epi8,
-    _mm512_unpacklo_epi16,
-    _mm512_unpackhi_epi16,
-    _mm512_storeu_si512
-);
-interleave!(
-    interleave32,
-    32_usize,
-    __m256i,
-    _mm256_maskz_loadu_epi32,
-    eight,
-    _mm256_xor_si256,
-    lower_half,
-    _mm256_unpacklo_epi8,
-    _mm256_unpackhi_epi8,
-    _mm256_unpacklo_epi16,
-    _mm256_unpackhi_epi16,
-    _mm256_storeu_si256
-);
-interleave!(
-    interleave16,
-    16_usize,
-    __m128i,
-    _mm_maskz_loadu_epi32,
-    eight,
-    _mm_xor_si128,
-    lower_quarter,
-    _mm_unpacklo_epi8,
-    _mm_unpackhi_epi8,
-    _mm_unpacklo_epi16,
-    _mm_unpackhi_epi16,
-    _mm_storeu_si128
-);
 
 /// Products of weights and scales as integers, and the part of the values of code 0.
 #[inline]
@@ -601,7 +462,7 @@ fn quantize_weights(
 /// Adds weighted rows to sums: `G` members from `member` on, `J` registers at a time where there are as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize>(
+pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize>(
     plan: &IntPlan,
     member: usize,
     members: usize,

@@ -2,8 +2,7 @@
 #![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
 
 use super::plan::LANES;
-use crate::kernels::for_each_isa;
-use quant_core::kernels::Isa;
+use crate::generated::isa::for_each_isa;
 
 /// `e^x` for `x ≤ 0`, zero below −87: relative error under 2⁻²².
 #[inline(always)]

@@ -1,51 +1,7 @@
 //! The kernels for x86-64 with AVX2.
 
-use super::{Backend, Fitted, RowEncoder, column, compile, decode, encode, ops, product};
+use super::{decode, ops};
 use std::arch::x86_64::*;
-
-/// Proof that the running CPU has AVX2.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
-
-impl Avx2 {
-    /// The kernels, when the running CPU has AVX2.
-    pub(crate) fn detect() -> Option<&'static dyn Backend> {
-        static TOKEN: Avx2 = Avx2(());
-        (!cfg!(miri) && is_x86_feature_detected!("avx2")).then_some(&TOKEN)
-    }
-}
-
-impl Backend for Avx2 {
-    compile!("avx2":
-        stream_bytes = stream, (from: &[u8], to: &mut [u8]);
-        amax_blocks = amax_blocks, (x: &[f32], group: usize, ahead: usize, out: &mut [f32]);
-        range_blocks = range_blocks, (x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool;
-        fit = encode::fit, (plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool;
-        encode_blocks = encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool;
-        encode_float16 = encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool;
-        pack = ops::pack, (codes: &[u8], bits: u32, out: &mut [u8]);
-        unpack = ops::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
-        decode = decode, (codes: &decode::Strip<'_>, out: &mut [f32]);
-        decode_float16 = ops::decode_float16, (kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]);
-        round_column = column::round_strip, (rule: column::IntColumn, params: &column::Params, x: &[f32], codes: &mut [u32], rounded: &mut [f32]) -> bool;
-        dots = product::dots, (inputs: &[f32], weights: &[f32], out: &mut [f32]);
-    );
-
-    fn fence(&self) {
-        // SAFETY: SSE, which every x86-64 has.
-        unsafe { _mm_sfence() }
-    }
-
-    /// So many stores may wait for memory while the next strip is decoded.
-    fn strip_past_caches(&self) -> usize {
-        512
-    }
-
-    fn decode_past_caches(&self, codes: &decode::Strip<'_>, buffer: &mut [f32], out: &mut [f32]) {
-        self.decode(codes, buffer);
-        self.stream_bytes(bytes_of(buffer), bytes_of_mut(out));
-    }
-}
 
 /// The bytes of floats.
 pub(super) fn bytes_of(x: &[f32]) -> &[u8] {
@@ -70,28 +26,28 @@ fn prefetch(x: &[f32], ahead: usize) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn encode_blocks(strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool {
+pub(super) fn encode_blocks(strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool {
     prefetch(strip.x, strip.ahead + 64);
     ops::encode_blocks(strip, codes)
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn encode_float16(x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool {
+pub(super) fn encode_float16(x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool {
     prefetch(x, ahead + 64);
     ops::encode_float16(x, kind, codes)
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn decode(codes: &decode::Strip<'_>, out: &mut [f32]) {
+pub(super) fn decode(codes: &decode::Strip<'_>, out: &mut [f32]) {
     decode::decode_strip(codes, out, |codes, table, out| lookup16(codes, table, out));
 }
 
 /// Whole aligned 32-byte pieces of `to` bypass the caches; what lies before and after does not.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn stream(from: &[u8], to: &mut [u8]) {
+pub(super) fn stream(from: &[u8], to: &mut [u8]) {
     let len = from.len().min(to.len());
     let head = to.as_ptr().align_offset(32).min(len);
     to[..head].copy_from_slice(&from[..head]);
@@ -106,7 +62,7 @@ fn stream(from: &[u8], to: &mut [u8]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn amax_blocks(x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
+pub(super) fn amax_blocks(x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
     prefetch(x, ahead);
     for (block, amax) in x.chunks(group).zip(out) {
         let (vectors, tail) = block.as_chunks::<8>();
@@ -131,7 +87,7 @@ fn reduce_max(v: __m256i) -> u32 {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn range_blocks(x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+pub(super) fn range_blocks(x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
     prefetch(x, ahead);
     let mut largest = _mm256_setzero_si256();
     let mut finite = true;

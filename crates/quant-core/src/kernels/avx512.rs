@@ -1,67 +1,11 @@
 //! The kernels for x86-64 with AVX-512 F, BW, DQ and VL, and BMI2 (which no CPU with them lacks).
 
-mod decode;
-mod encode;
+pub(super) mod decode;
+pub(super) mod encode;
 mod lines;
 
-use super::avx2::{bytes_of, bytes_of_mut};
-use super::{AHEAD, Backend, Fitted, RowEncoder, column, compile, ops, product};
+use super::{AHEAD, ops};
 use std::arch::x86_64::*;
-
-/// Proof that the running CPU has the features this file enables.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
-
-impl Avx512 {
-    /// The kernels, when the running CPU has all features.
-    pub(crate) fn detect() -> Option<&'static dyn Backend> {
-        static TOKEN: Avx512 = Avx512(());
-        let has = !cfg!(miri)
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("bmi2");
-        has.then_some(&TOKEN)
-    }
-}
-
-impl Backend for Avx512 {
-    compile!("avx512f,avx512bw,avx512dq,avx512vl,bmi2":
-        stream_bytes = stream, (from: &[u8], to: &mut [u8]);
-        amax_blocks = amax_blocks, (x: &[f32], group: usize, ahead: usize, out: &mut [f32]);
-        range_blocks = range_blocks, (x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool;
-        fit = encode::fit, (plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool;
-        encode_blocks = encode::encode_blocks, (strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool;
-        encode_tiles = encode::encode_tiles, (plan: &RowEncoder, fitted: &mut Fitted, x: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Option<usize>;
-        encode_float16 = encode_float16, (x: &[f32], kind: ops::SmallFloat, ahead: usize, codes: &mut [u8]) -> bool;
-        pack = encode::pack, (codes: &[u8], bits: u32, out: &mut [u8]);
-        unpack = decode::unpack, (bytes: &[u8], bits: u32, codes: &mut [u8]);
-        decode = decode::decode, (codes: &super::decode::Strip<'_>, out: &mut [f32]);
-        decode_float16 = decode::decode_float16, (kind: ops::SmallFloat, codes: &[u8], out: &mut [f32]);
-        round_column = column::round_strip, (rule: column::IntColumn, params: &column::Params, x: &[f32], codes: &mut [u32], rounded: &mut [f32]) -> bool;
-        dots = product::dots, (inputs: &[f32], weights: &[f32], out: &mut [f32]);
-    );
-
-    fn fence(&self) {
-        // SAFETY: SSE, which every x86-64 has.
-        unsafe { _mm_sfence() }
-    }
-
-    fn decode_past_caches(&self, codes: &super::decode::Strip<'_>, buffer: &mut [f32], out: &mut [f32]) {
-        // SAFETY: `self` proves the features.
-        if !unsafe { decode::decode_past_caches(codes, out) } {
-            self.decode(codes, buffer);
-            self.stream_bytes(bytes_of(buffer), bytes_of_mut(out));
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn encode_float16(x: &[f32], kind: ops::SmallFloat, _ahead: usize, codes: &mut [u8]) -> bool {
-    ops::encode_float16(x, kind, codes)
-}
 
 /// Asks for the line that lies `ahead` bytes after the start of `x`.
 #[inline]
@@ -103,7 +47,7 @@ fn spread(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize) 
 /// Whole cache lines of `to` bypass the caches; the parts of lines at its ends do not.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn stream(from: &[u8], to: &mut [u8]) {
+pub(super) fn stream(from: &[u8], to: &mut [u8]) {
     let len = from.len().min(to.len());
     let head = to.as_ptr().align_offset(64).min(len);
     to[..head].copy_from_slice(&from[..head]);
@@ -155,7 +99,7 @@ fn max_of_each(v: [__m512i; 16]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn amax_blocks(x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
+pub(super) fn amax_blocks(x: &[f32], group: usize, ahead: usize, out: &mut [f32]) {
     match group {
         16 => amax_blocks_of::<16>(x, ahead, out),
         32 => amax_blocks_of::<32>(x, ahead, out),
@@ -202,7 +146,7 @@ fn amax_blocks_of<const G: usize>(x: &[f32], ahead: usize, out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn range_blocks(x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
+pub(super) fn range_blocks(x: &[f32], group: usize, ahead: usize, least: &mut [f32], most: &mut [f32]) -> bool {
     let mut largest = _mm512_setzero_si512();
     let mut finite = true;
     for ((block, least), most) in x.chunks(group).zip(least).zip(most) {

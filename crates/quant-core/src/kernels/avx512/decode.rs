@@ -24,7 +24,7 @@ const MODERATE: f32 = 1e30;
 /// Unpacks codes of fewer than 8 bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn unpack(bytes: &[u8], bits: u32, codes: &mut [u8]) {
+pub(crate) fn unpack(bytes: &[u8], bits: u32, codes: &mut [u8]) {
     let mask = ((1 << bits) - 1) * 0x0101_0101_0101_0101;
     ops::unpack_by(bytes, bits, codes, |w| _pdep_u64(w, mask));
 }
@@ -32,7 +32,7 @@ pub(super) fn unpack(bytes: &[u8], bits: u32, codes: &mut [u8]) {
 /// Values of 16-bit floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
+pub(crate) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
     let source = Source::Float16(kind);
     let (scales, zeros) = (&[1.0; ops::BLOCKS], &[0.0; ops::BLOCKS]);
     decode(&Strip { source: &source, finish: Finish::Scale, codes, group: out.len(), scales, zeros }, out);
@@ -41,7 +41,7 @@ pub(super) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
 /// Values of the codes of a strip.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn decode(strip: &Strip<'_>, out: &mut [f32]) {
+pub(crate) fn decode(strip: &Strip<'_>, out: &mut [f32]) {
     if !decode_by::<false>(strip, out) {
         any(strip, out);
     }
@@ -50,7 +50,7 @@ pub(super) fn decode(strip: &Strip<'_>, out: &mut [f32]) {
 /// The same past the caches; false when something is out of the ordinary.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn decode_past_caches(strip: &Strip<'_>, out: &mut [f32]) -> bool {
+pub(crate) fn decode_past_caches(strip: &Strip<'_>, out: &mut [f32]) -> bool {
     out.len().is_multiple_of(16) && decode_by::<true>(strip, out)
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Rows of whole tiles go through in one pass, see [`tiles`]; what is left, and what needs more, strip by strip.
 
-use super::super::encode::{self as plain, Kind};
+use super::super::RowEncoder;
+use super::super::encode::{self as plain, Fitted, Kind};
 use super::super::ops::{self, Bins, Cells, Element, SmallFloat, Strip, Unit};
-use super::super::{Fitted, RowEncoder};
 use super::lines::Lines;
 use super::{AHEAD, VECTORS, max_of_each, prefetch, spread};
 use std::arch::x86_64::*;
@@ -28,7 +28,7 @@ const BOOK: u8 = 3;
 /// As [`plain::fit`]; prepares the reciprocals of scales as well.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
+pub(crate) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
     let done = plain::fit(plan, fitted, count, out);
     reciprocals(plan, fitted, count);
     done
@@ -83,7 +83,7 @@ fn fit_tile(
 /// See [`Backend::encode_blocks`](super::super::Backend::encode_blocks).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
+pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     match (strip.element, strip.unit) {
         _ if !strip.group.is_multiple_of(16) && strip.group < strip.x.len() => any_blocks(strip, codes),
         (_, Unit::Divide) if !divides_exactly(&strip.scales[..strip.x.len().div_ceil(strip.group)], strip.reach) => {
@@ -106,7 +106,7 @@ const TILE: usize = 512;
 /// See [`Backend::encode_tiles`](super::super::Backend::encode_tiles).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn encode_tiles(
+pub(crate) fn encode_tiles(
     plan: &RowEncoder,
     fitted: &mut Fitted,
     x: &[f32],
@@ -329,7 +329,7 @@ fn magnitude(x: __m512) -> __m512i {
 /// Packs codes of fewer than 8 bits, see [`ops::pack`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
+pub(crate) fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
     if bits != 4 {
         let mask = ((1 << bits) - 1) * 0x0101_0101_0101_0101;
         return ops::pack_by(codes, bits, out, |w| _pext_u64(w, mask));

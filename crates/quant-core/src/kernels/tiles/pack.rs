@@ -10,11 +10,13 @@
 //! | `Three` | 32 columns | two like that with the low bits of 16 columns each; one with the high bits, bit `4h + s` for column `16h + 4s + i` |
 //! | `Four` | 8 columns | one: bits `4s` to `4s + 3` of byte `i` are column `4s + i` |
 //! | `Byte` | 4 columns | one: the number plus 128 |
-//! | `Float` | 4 columns | one, in words: byte `32h + 2r + i` is column `2h + i` of row `r` |
+//! | `Float`, `WideFloat` | 4 columns | one, in words: byte `32h + 2r + i` is column `2h + i` of row `r` |
 //!
 //! Scales and zero points stand apart, sixteen of a group together, a panel after the other.
 
 use super::{Line, PAIR, ROWS};
+use crate::kernels::generated::codes::Kind;
+use crate::kernels::generated::lanes::Codec;
 use crate::parallel;
 use crate::{BlockParams, Element, Error, FloatKind, Footprint, PackedTensor, Scale, ScaleType, ZeroPoint};
 use half::f16;
@@ -22,78 +24,7 @@ use half::f16;
 /// Columns of a chunk, at most; what a 32-bit sum of 8-bit products and a scale of 8-bit inputs span.
 pub(crate) const CHUNK: usize = 128;
 
-/// How codes are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Names of four values.
-    Two,
-    /// Names of eight values.
-    Three,
-    /// Names of sixteen values.
-    Four,
-    /// Integers.
-    Byte,
-    /// Floats that are the upper byte of an f16 (`wide`), or that with its highest exponent bit left out.
-    Float { wide: bool },
-}
-
-impl Kind {
-    /// Columns that are stored together.
-    pub(super) fn columns(self) -> usize {
-        match self {
-            Self::Two => 16,
-            Self::Three => 32,
-            Self::Four => 8,
-            Self::Byte | Self::Float { .. } => 4,
-        }
-    }
-
-    /// Lines of a unit.
-    pub(super) fn lines(self) -> usize {
-        if self == Self::Three { 3 } else { 1 }
-    }
-
-    /// Stores a code of a cleared unit.
-    fn put(self, unit: &mut [Line], row: usize, column: usize, code: u8) {
-        let (step, byte) = (column / 4, 4 * row + column % 4);
-        match self {
-            Self::Two => unit[0].0[byte] |= code << (2 * step),
-            Self::Three => {
-                unit[step / 4].0[byte] |= (code & 3) << (2 * (step % 4));
-                unit[2].0[byte] |= (code >> 2) << step;
-            }
-            Self::Four => unit[0].0[byte] |= code << (4 * step),
-            Self::Byte => unit[0].0[byte] = code,
-            Self::Float { .. } => unit[0].0[32 * (column / 2) + 2 * row + column % 2] = code,
-        }
-    }
-}
-
-/// How scales are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Codec {
-    F32,
-    F16,
-    Bf16,
-    /// A power of two.
-    E8m0,
-    /// E4M3 without its sign, read as 2⁻⁸ of its value.
-    E4m3,
-    /// An unsigned integer, for zero points.
-    Byte,
-}
-
 impl Codec {
-    /// Bytes of sixteen.
-    #[inline(always)]
-    pub(crate) fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 64,
-            Self::F16 | Self::Bf16 => 32,
-            Self::E8m0 | Self::E4m3 | Self::Byte => 16,
-        }
-    }
-
     fn of(kind: ScaleType) -> Self {
         match kind {
             ScaleType::F32 => Self::F32,
@@ -357,7 +288,7 @@ impl Meaning {
         let values: Vec<f32> = (0..count).map(|c| packed.grid().decode_one(c, &one) - f32::from(centre)).collect();
         if bits <= 4 {
             let integer_zeros = matches!(format.zero_point(), ZeroPoint::Integer { .. });
-            return Some(Self::short(bits, integer_zeros, centre, &values));
+            return Some(Self::short(Kind::naming(bits)?, integer_zeros, centre, &values));
         }
         let meaning =
             |kind, factor, stored, integers| Self { kind, values: [0.0; 16], integers, factor, centre, stored };
@@ -367,16 +298,11 @@ impl Meaning {
             return Some(meaning(Kind::Byte, step, stored, Some(integers)));
         }
         let (wide, factor, stored) = as_floats(&values)?;
-        Some(meaning(Kind::Float { wide }, factor, stored, None))
+        Some(meaning(if wide { Kind::WideFloat } else { Kind::Float }, factor, stored, None))
     }
 
     /// Codes of at most four bits name their values.
-    fn short(bits: u32, integer_zeros: bool, centre: u8, values: &[f32]) -> Self {
-        let kind = match bits {
-            1 | 2 => Kind::Two,
-            3 => Kind::Three,
-            _ => Kind::Four,
-        };
+    fn short(kind: Kind, integer_zeros: bool, centre: u8, values: &[f32]) -> Self {
         let count = values.len();
         let mut stored: Vec<Option<u8>> = (0..=u8::MAX).take(count).map(Some).collect();
         let mut named: [f32; 16] = std::array::from_fn(|i| values[i % count]);
@@ -387,27 +313,18 @@ impl Meaning {
         } else if let Some((step, whole)) = as_integers(values) {
             let offset = whole.iter().map(|n| -n).max().unwrap_or(0);
             let bytes: Vec<u8> = whole.iter().map(|n| u8::try_from(n + offset).unwrap_or(0)).collect();
-            let few = bytes.iter().all(|byte| usize::from(*byte) < 1 << kind_bits(kind));
+            let few = bytes.iter().all(|byte| usize::from(*byte) < 1 << kind.bits());
             if few {
                 // Another name for each value spares the table.
                 for (i, &byte) in bytes.iter().enumerate() {
                     stored[i] = Some(byte);
-                    named.iter_mut().skip(usize::from(byte)).step_by(1 << kind_bits(kind)).for_each(|v| *v = values[i]);
+                    named.iter_mut().skip(usize::from(byte)).step_by(1 << kind.bits()).for_each(|v| *v = values[i]);
                 }
             }
             let table = (!few).then(|| std::array::from_fn(|i| bytes[i % count]));
             integers = Some(Integers { table, offset: offset.into(), step });
         }
         Self { kind, values: named, integers, factor: 1.0, centre, stored }
-    }
-}
-
-/// Bits of a stored code of at most four.
-fn kind_bits(kind: Kind) -> u32 {
-    match kind {
-        Kind::Two => 2,
-        Kind::Three => 3,
-        _ => 4,
     }
 }
 

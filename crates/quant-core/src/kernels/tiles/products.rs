@@ -7,10 +7,12 @@
 //! change a bit of it.
 
 use super::inputs::{FloatInputs, IntInputs};
-use super::lanes::{Lanes, Plain};
-use super::pack::{Chunk, Codec, Integers, Kind, Tiles, Zeros};
+use super::pack::{Chunk, Integers, Tiles, Zeros};
 use super::{Line, PAIR, ROWS, Scratch};
 use crate::kernels::AHEAD;
+use crate::kernels::generated::codes::{Codes, Kind};
+use crate::kernels::generated::lanes::{Codec, Lanes, Plain};
+use crate::kernels::generated::products as by_kind;
 use crate::kernels::ops::{self, MAGIC};
 use std::ops::Range;
 
@@ -34,157 +36,22 @@ macro_rules! unrolled {
 }
 
 /// How bytes come from codes.
-mod bytes {
+pub(in crate::kernels) mod bytes {
     /// They are the codes.
-    pub(super) const PLAIN: u8 = 0;
+    pub(in crate::kernels) const PLAIN: u8 = 0;
     /// A table has them.
-    pub(super) const TABLE: u8 = 1;
+    pub(in crate::kernels) const TABLE: u8 = 1;
     /// Something that differs between groups is added to the codes.
-    pub(super) const SHIFTED: u8 = 2;
+    pub(in crate::kernels) const SHIFTED: u8 = 2;
 }
 
-/// A kind of codes, see the table of [`super::pack`].
-trait Codes {
-    /// Columns of a unit.
-    const COLUMNS: usize;
-    /// Lines of a unit.
-    const LINES: usize;
-    /// A unit in registers.
-    type Unit<L: Lanes>: Copy;
-
-    fn unit<L: Lanes>(l: L, lines: &[Line]) -> Self::Unit<L>;
-    /// The values of one column, without scale.
-    fn value<L: Lanes>(l: L, unit: Self::Unit<L>, table: L::Table, column: usize) -> L::Floats;
-    /// The codes of four columns, one a byte.
-    fn bytes<L: Lanes>(l: L, unit: Self::Unit<L>, quad: usize) -> L::Ints;
-}
-
-struct Two;
-struct Three;
-struct Four;
-struct Byte;
-struct Float<const WIDE: bool>;
-
-/// A small number of bits.
-#[expect(clippy::cast_possible_truncation, reason = "at most 32")]
-const fn bits(count: usize) -> u32 {
-    count as u32
-}
-
-/// The same bits in each byte of a lane.
-const fn in_each_byte(bits: u8) -> i32 {
-    i32::from_le_bytes([bits; 4])
-}
-
-impl Codes for Two {
-    const COLUMNS: usize = 16;
-    const LINES: usize = 1;
-    type Unit<L: Lanes> = L::Ints;
-
-    #[inline(always)]
-    fn unit<L: Lanes>(l: L, lines: &[Line]) -> L::Ints {
-        l.line(&lines[0])
-    }
-
-    #[inline(always)]
-    fn value<L: Lanes>(l: L, unit: L::Ints, table: L::Table, column: usize) -> L::Floats {
-        l.lookup(table, l.right(unit, bits(8 * (column % 4) + 2 * (column / 4))))
-    }
-
-    #[inline(always)]
-    fn bytes<L: Lanes>(l: L, unit: L::Ints, quad: usize) -> L::Ints {
-        l.and(l.right(unit, bits(2 * quad)), l.int(in_each_byte(3)))
-    }
-}
-
-impl Codes for Three {
-    const COLUMNS: usize = 32;
-    const LINES: usize = 3;
-    type Unit<L: Lanes> = [L::Ints; 3];
-
-    #[inline(always)]
-    fn unit<L: Lanes>(l: L, lines: &[Line]) -> [L::Ints; 3] {
-        [l.line(&lines[0]), l.line(&lines[1]), l.line(&lines[2])]
-    }
-
-    /// The high bit of column `16h + 4s + i` is bit `4h + s` of byte `i`; it is brought to bit 2.
-    #[inline(always)]
-    fn value<L: Lanes>(l: L, unit: [L::Ints; 3], table: L::Table, column: usize) -> L::Floats {
-        let (quad, byte) = (column / 4, 8 * (column % 4));
-        let low = l.right(unit[column / 16], bits(byte + 2 * (quad % 4)));
-        let high = l.rotate(unit[2], bits((byte + quad + 30) % 32));
-        l.lookup(table, l.select(l.int(4), high, low))
-    }
-
-    #[inline(always)]
-    fn bytes<L: Lanes>(l: L, unit: [L::Ints; 3], quad: usize) -> L::Ints {
-        let low = l.right(unit[quad / 4], bits(2 * (quad % 4)));
-        let high = l.rotate(unit[2], bits((quad + 30) % 32));
-        l.and(l.select(l.int(in_each_byte(4)), high, low), l.int(in_each_byte(7)))
-    }
-}
-
-impl Codes for Four {
-    const COLUMNS: usize = 8;
-    const LINES: usize = 1;
-    type Unit<L: Lanes> = L::Ints;
-
-    #[inline(always)]
-    fn unit<L: Lanes>(l: L, lines: &[Line]) -> L::Ints {
-        l.line(&lines[0])
-    }
-
-    #[inline(always)]
-    fn value<L: Lanes>(l: L, unit: L::Ints, table: L::Table, column: usize) -> L::Floats {
-        l.lookup(table, l.right(unit, bits(8 * (column % 4) + 4 * (column / 4))))
-    }
-
-    #[inline(always)]
-    fn bytes<L: Lanes>(l: L, unit: L::Ints, quad: usize) -> L::Ints {
-        l.and(l.right(unit, bits(4 * quad)), l.int(in_each_byte(15)))
-    }
-}
-
-impl Codes for Byte {
-    const COLUMNS: usize = 4;
-    const LINES: usize = 1;
-    type Unit<L: Lanes> = L::Ints;
-
-    #[inline(always)]
-    fn unit<L: Lanes>(l: L, lines: &[Line]) -> L::Ints {
-        l.line(&lines[0])
-    }
-
-    #[inline(always)]
-    fn value<L: Lanes>(l: L, unit: L::Ints, _: L::Table, column: usize) -> L::Floats {
-        l.signed_byte(l.plus_bytes(unit, l.int(in_each_byte(128))), bits(column))
-    }
-
-    #[inline(always)]
-    fn bytes<L: Lanes>(_: L, unit: L::Ints, _: usize) -> L::Ints {
-        unit
-    }
-}
-
-impl<const WIDE: bool> Codes for Float<WIDE> {
-    const COLUMNS: usize = 4;
-    const LINES: usize = 1;
-    type Unit<L: Lanes> = [L::Floats; 4];
-
-    #[inline(always)]
-    fn unit<L: Lanes>(l: L, lines: &[Line]) -> [L::Floats; 4] {
-        l.small_floats(&lines[0], WIDE)
-    }
-
-    #[inline(always)]
-    fn value<L: Lanes>(_: L, unit: [L::Floats; 4], _: L::Table, column: usize) -> L::Floats {
-        unit[column]
-    }
-
-    /// Never asked for: such tensors have no [`Integers`].
-    #[inline(always)]
-    fn bytes<L: Lanes>(l: L, _: [L::Floats; 4], _: usize) -> L::Ints {
-        l.int(0)
+/// How the bytes of a tensor come from its codes.
+#[inline(always)]
+pub(in crate::kernels) fn bytes_from(tiles: &Tiles, integers: Integers) -> u8 {
+    match integers.table {
+        _ if zeros_in_bytes(tiles) => bytes::SHIFTED,
+        Some(_) => bytes::TABLE,
+        None => bytes::PLAIN,
     }
 }
 
@@ -237,19 +104,24 @@ fn put<L: Lanes>(l: L, sums: L::Floats, out: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(super) fn float_vector<L: Lanes>(l: L, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]) {
-    match tiles.kind {
-        Kind::Two => float_vector_of::<L, Two>(l, tiles, x, panels, out),
-        Kind::Three => float_vector_of::<L, Three>(l, tiles, x, panels, out),
-        Kind::Four => float_vector_of::<L, Four>(l, tiles, x, panels, out),
-        Kind::Byte => float_vector_of::<L, Byte>(l, tiles, x, panels, out),
-        Kind::Float { wide: false } => float_vector_of::<L, Float<false>>(l, tiles, x, panels, out),
-        Kind::Float { wide: true } => float_vector_of::<L, Float<true>>(l, tiles, x, panels, out),
-    }
+pub(in crate::kernels) fn float_vector<L: Lanes>(
+    l: L,
+    tiles: &Tiles,
+    x: &FloatInputs,
+    panels: Range<usize>,
+    out: &mut [f32],
+) {
+    by_kind::float_vector(l, tiles, x, panels, out);
 }
 
 #[inline(always)]
-fn float_vector_of<L: Lanes, C: Codes>(l: L, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]) {
+pub(in crate::kernels) fn float_vector_of<L: Lanes, C: Codes>(
+    l: L,
+    tiles: &Tiles,
+    x: &FloatInputs,
+    panels: Range<usize>,
+    out: &mut [f32],
+) {
     let table = l.table(&tiles.values);
     for (panel, out) in panels.zip(out.chunks_mut(ROWS)) {
         let mut total = l.splat(0.0);
@@ -278,19 +150,15 @@ fn float_vector_of<L: Lanes, C: Codes>(l: L, tiles: &Tiles, x: &FloatInputs, pan
 }
 
 #[inline(always)]
-pub(super) fn int_vector<L: Lanes>(l: L, tiles: &Tiles, x: &IntInputs, panels: Range<usize>, out: &mut [f32]) {
-    use bytes::{PLAIN, SHIFTED, TABLE};
-    let Some(integers) = tiles.integers else { return };
-    match (tiles.kind, zeros_in_bytes(tiles), integers.table.is_some()) {
-        (Kind::Two, false, _) => int_vector_of::<L, Two, PLAIN>(l, tiles, integers, x, panels, out),
-        (Kind::Two, true, _) => int_vector_of::<L, Two, SHIFTED>(l, tiles, integers, x, panels, out),
-        (Kind::Three, false, _) => int_vector_of::<L, Three, PLAIN>(l, tiles, integers, x, panels, out),
-        (Kind::Three, true, _) => int_vector_of::<L, Three, SHIFTED>(l, tiles, integers, x, panels, out),
-        (Kind::Four, false, false) => int_vector_of::<L, Four, PLAIN>(l, tiles, integers, x, panels, out),
-        (Kind::Four, false, true) => int_vector_of::<L, Four, TABLE>(l, tiles, integers, x, panels, out),
-        (Kind::Four, true, _) => int_vector_of::<L, Four, SHIFTED>(l, tiles, integers, x, panels, out),
-        (Kind::Byte, ..) => int_vector_of::<L, Byte, PLAIN>(l, tiles, integers, x, panels, out),
-        (Kind::Float { .. }, ..) => {}
+pub(in crate::kernels) fn int_vector<L: Lanes>(
+    l: L,
+    tiles: &Tiles,
+    x: &IntInputs,
+    panels: Range<usize>,
+    out: &mut [f32],
+) {
+    if let Some(integers) = tiles.integers {
+        by_kind::int_vector(l, tiles, integers, x, panels, out);
     }
 }
 
@@ -308,7 +176,7 @@ fn byte_shift<L: Lanes>(l: L, tiles: &Tiles, panel: usize, group: usize) -> L::I
 }
 
 #[inline(always)]
-fn int_vector_of<L: Lanes, C: Codes, const FROM: u8>(
+pub(in crate::kernels) fn int_vector_of<L: Lanes, C: Codes, const FROM: u8>(
     l: L,
     tiles: &Tiles,
     integers: Integers,
@@ -368,7 +236,7 @@ fn columns_of(block: &[Chunk]) -> Range<usize> {
 }
 
 #[inline(always)]
-pub(super) fn float_matrix<L: Lanes>(
+pub(in crate::kernels) fn float_matrix<L: Lanes>(
     l: L,
     tiles: &Tiles,
     x: &FloatInputs,
@@ -384,7 +252,7 @@ pub(super) fn float_matrix<L: Lanes>(
         // What was there before is overwritten.
         scratch.floats.resize(2 * columns.len(), [0.0; ROWS]);
         for half in 0..2 {
-            decode(l, tiles, 2 * pair + half, half, block, &mut scratch.floats);
+            by_kind::decode(l, tiles, 2 * pair + half, half, block, &mut scratch.floats);
         }
         for batch in &x.batches {
             let at = batch.first * tiles.padded() + columns.start * batch.rows;
@@ -441,19 +309,7 @@ fn multiply<L: Lanes, const N: usize>(l: L, weights: &[[f32; ROWS]], x: &[f32], 
 
 /// Writes the values of a panel's block, every second entry of `out` from `half` on.
 #[inline(always)]
-fn decode<L: Lanes>(l: L, tiles: &Tiles, panel: usize, half: usize, block: &[Chunk], out: &mut [[f32; ROWS]]) {
-    match tiles.kind {
-        Kind::Two => decode_of::<L, Two>(l, tiles, panel, half, block, out),
-        Kind::Three => decode_of::<L, Three>(l, tiles, panel, half, block, out),
-        Kind::Four => decode_of::<L, Four>(l, tiles, panel, half, block, out),
-        Kind::Byte => decode_of::<L, Byte>(l, tiles, panel, half, block, out),
-        Kind::Float { wide: false } => decode_of::<L, Float<false>>(l, tiles, panel, half, block, out),
-        Kind::Float { wide: true } => decode_of::<L, Float<true>>(l, tiles, panel, half, block, out),
-    }
-}
-
-#[inline(always)]
-fn decode_of<L: Lanes, C: Codes>(
+pub(in crate::kernels) fn decode_of<L: Lanes, C: Codes>(
     l: L,
     tiles: &Tiles,
     panel: usize,
@@ -492,7 +348,7 @@ pub(crate) fn decode_all(tiles: &Tiles) -> Vec<f32> {
     for (panel, out) in out.chunks_mut(ROWS * tiles.columns).enumerate() {
         for chunk in tiles.chunks.chunks(1) {
             columns.resize(2 * columns_of(chunk).len(), [0.0; ROWS]);
-            decode(Plain, tiles, panel, 0, chunk, &mut columns);
+            by_kind::decode(Plain, tiles, panel, 0, chunk, &mut columns);
             for (row, out) in out.chunks_mut(tiles.columns).enumerate() {
                 let out = &mut out[chunk[0].first..][..chunk[0].columns];
                 out.iter_mut().zip(columns.iter().step_by(2)).for_each(|(out, column)| *out = column[row]);
@@ -503,7 +359,7 @@ pub(crate) fn decode_all(tiles: &Tiles) -> Vec<f32> {
 }
 
 #[inline(always)]
-pub(super) fn int_matrix<L: Lanes>(
+pub(in crate::kernels) fn int_matrix<L: Lanes>(
     l: L,
     tiles: &Tiles,
     x: &IntInputs,
@@ -522,14 +378,7 @@ pub(super) fn int_matrix<L: Lanes>(
         scratch.bytes.resize(columns.len() / 2, Line([0; 64]));
         scratch.params.resize(4 * block.len(), [0.0; ROWS]);
         for half in 0..2 {
-            let panel = 2 * pair + half;
-            match tiles.kind {
-                Kind::Two => unpack_of::<L, Two>(l, tiles, integers, panel, half, block, scratch),
-                Kind::Three => unpack_of::<L, Three>(l, tiles, integers, panel, half, block, scratch),
-                Kind::Four => unpack_of::<L, Four>(l, tiles, integers, panel, half, block, scratch),
-                Kind::Byte => unpack_of::<L, Byte>(l, tiles, integers, panel, half, block, scratch),
-                Kind::Float { .. } => {}
-            }
+            by_kind::unpack(l, tiles, integers, 2 * pair + half, half, block, scratch);
         }
         for batch in &x.batches {
             let of_chunks = batch.first * chunks_of_all + first_chunk * batch.rows;
@@ -648,7 +497,7 @@ fn multiply_bytes<L: Lanes, const N: usize>(
 
 /// Writes the bytes of a panel's block, every second line from `half` on, and its scales.
 #[inline(always)]
-fn unpack_of<L: Lanes, C: Codes>(
+pub(in crate::kernels) fn unpack_of<L: Lanes, C: Codes>(
     l: L,
     tiles: &Tiles,
     integers: Integers,
@@ -687,7 +536,7 @@ fn unpack_of<L: Lanes, C: Codes>(
 ///
 /// Not a number gives something.
 #[inline(always)]
-pub(super) fn quantize<L: Lanes>(
+pub(in crate::kernels) fn quantize<L: Lanes>(
     _: L,
     chunks: &[Chunk],
     x: &[f32],

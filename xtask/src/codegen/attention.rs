@@ -1,0 +1,158 @@
+//! Attention on packed integers with AVX-512: the shapes of its tiles, and what differs by the width of codes and of loads.
+
+use super::fill;
+
+/// Bits of codes, and of sums of values how many queries are taken together, how many of them are in registers at a time,
+/// and for how many registers of codes: fields, queries and registers multiply to at most 16 sums of two registers each.
+const WIDTHS: [(usize, [[usize; 3]; 3]); 3] = [
+    (2, [[1, 1, 2], [2, 2, 1], [4, 2, 1]]),
+    (4, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
+    (8, [[1, 1, 4], [2, 2, 4], [4, 4, 2]]),
+];
+
+/// Of scores, how many queries are taken together, and sums side by side, so that none waits for the one before.
+const SCORES: [[usize; 2]; 3] = [[1, 4], [2, 4], [4, 2]];
+
+/// Bytes of a row that are loaded at once: the register, what its intrinsics are called, its mask of words, and how the signs
+/// become one.
+const LOADS: [(usize, [&str; 5]); 3] = [
+    (64, ["__m512i", "_mm512", "si512", "mask", "signs(plan)"]),
+    (32, ["__m256i", "_mm256", "si256", "mask.to_le_bytes()[0]", "_mm512_castsi512_si256(signs(plan))"]),
+    (16, ["__m128i", "_mm", "si128", "mask.to_le_bytes()[0]", "_mm512_castsi512_si128(signs(plan))"]),
+];
+
+/// Vectors of 32-bit lanes whose codes are read at once.
+const VECTORS: usize = 8;
+
+pub(super) fn write() -> String {
+    // The last of a list stands for what else there might be.
+    let pattern = |index: usize, value: usize| if index == 2 { "_".to_owned() } else { value.to_string() };
+    let (mut scores, mut sums, mut skips) = (String::new(), String::new(), Vec::new());
+    for (index, (bits, tiles)) in WIDTHS.into_iter().enumerate() {
+        let (width, fields) = (pattern(index, bits), 8 / bits);
+        for (place, [members, sets]) in SCORES.into_iter().enumerate() {
+            scores += &format!("({width}, {}) => dot_tile", pattern(place, members));
+            scores += &format!("::<{bits}, {fields}, {members}, {sets}>(plan, queries, codes, rows, first, out),\n");
+        }
+        for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
+            let tile = format!("weigh_tile::<{bits}, {fields}, {members}, {registers}>");
+            let call = |first: usize| format!("{tile}(plan, {first}, members, count, turned, sums);");
+            let calls: String = (0..together).step_by(members).map(call).collect();
+            sums += &format!("({width}, {}) => {{ {calls} }}\n", pattern(place, together));
+        }
+        let shifts = (1..VECTORS).map(|code| format!(", _mm512_srli_epi32::<{}>(words)", bits * code));
+        skips.push(format!("[words{}]", shifts.collect::<String>()));
+    }
+    let (mut chosen, mut interleaved) = (String::new(), String::new());
+    for (index, (bytes, [register, mm, si, mask, low])) in LOADS.into_iter().enumerate() {
+        let bytes = bytes.to_string();
+        chosen += &format!("{} => interleave{bytes}(plan, rows, turned),\n", pattern(index, LOADS[index].0));
+        let values = [("bytes", bytes.as_str()), ("register", register), ("mm", mm), ("si", si)];
+        interleaved += &fill(INTERLEAVE, &[&values[..], &[("mask", mask), ("low", low)]].concat());
+    }
+    let [two, four] = [0, 1].map(|width: usize| skips[width].clone());
+    let values = [("scores", scores), ("sums", sums), ("two", two), ("four", four), ("chosen", chosen)];
+    fill(&fill(MODULE, &values), &[("interleaved", interleaved), ("vectors", VECTORS.to_string())])
+}
+
+const MODULE: &str = "//! What attention does for each width of codes and of loads.
+#![expect(unsafe_code, reason = \"loads through pointers\")]
+
+use super::super::avx512::{Rows, prefetch};
+use super::super::ints::{IntPlan, IntQueries};
+use super::super::kernels::{PADDED, Turned, dot_tile, pad, signs, start, weigh_tile};
+use super::super::plan::LANES;
+use std::arch::x86_64::*;
+
+/// Vectors that are read at once.
+pub(in super::super) const MOST: usize = $vectors;
+
+/// The words, and the words without their first codes.
+#[inline]
+#[target_feature(enable = \"avx512f\")]
+pub(in super::super) fn skip_codes<const BITS: u32>(words: __m512i) -> [__m512i; MOST] {
+    if BITS == 2 { $two } else { $four }
+}
+
+/// Scores of 16 turned rows from `first` on.
+#[inline]
+#[target_feature(enable = \"avx512f,avx512bw,avx512vnni\")]
+pub(in super::super) fn dot_tiles(
+    plan: &IntPlan,
+    queries: &IntQueries,
+    codes: &[[u32; LANES]],
+    rows: &Rows<'_>,
+    first: usize,
+    out: (&mut [f32], usize),
+) {
+    match (plan.bits, queries.members) {
+        $scores
+    }
+}
+
+/// Adds weighted rows to sums.
+#[inline]
+#[target_feature(enable = \"avx512f,avx512bw,avx512vl,avx512vnni\")]
+pub(in super::super) fn weigh_tiles(plan: &IntPlan, members: usize, count: usize, turned: &Turned, sums: &mut [f32]) {
+    match (plan.bits, members) {
+        $sums
+    }
+}
+
+/// Turns rows for sums of values: four side by side, so that a lane has a byte of each.
+#[inline]
+#[target_feature(enable = \"avx512f,avx512bw,avx512vl\")]
+pub(in super::super) fn interleave(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
+    match plan.width {
+        $chosen
+    }
+}
+$interleaved";
+
+const INTERLEAVE: &str = "
+#[inline]
+#[target_feature(enable = \"avx512f,avx512bw,avx512vl\")]
+fn interleave$bytes(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
+    let Turned { codes: out, padded, .. } = turned;
+    let signs: $register = $low;
+    let (start, quad_words) = (start(plan, rows), plan.loads * $bytes);
+    let out = out.as_flattened_mut();
+    for (quad, out) in out.chunks_exact_mut(quad_words).take(rows.count.div_ceil(4)).enumerate() {
+        let some = (rows.count - 4 * quad).min(4);
+        prefetch(rows, 4 * quad, some);
+        for (load, out) in out.chunks_exact_mut($bytes).enumerate() {
+            let from = load * $bytes;
+            let bytes = (plan.head_bytes - from).min($bytes);
+            let mask = u16::MAX >> (LANES - bytes / 4);
+            // SAFETY: `start` has checked that the words of the mask can be read of rows that are there; of padded ones
+            // 64 bytes can.
+            let x = unsafe {
+                let (start, stride) = if some == 4 {
+                    (start.add(4 * quad * rows.stride + from), rows.stride)
+                } else {
+                    // The weights of rows that are not there are 0.
+                    (pad(rows, 4 * quad..4 * quad + some, from..from + bytes, padded), PADDED)
+                };
+                [
+                    $mm_xor_$si($mm_maskz_loadu_epi32($mask, start.cast()), signs),
+                    $mm_xor_$si($mm_maskz_loadu_epi32($mask, start.add(stride).cast()), signs),
+                    $mm_xor_$si($mm_maskz_loadu_epi32($mask, start.add(2 * stride).cast()), signs),
+                    $mm_xor_$si($mm_maskz_loadu_epi32($mask, start.add(3 * stride).cast()), signs),
+                ]
+            };
+            let (ab, ab2) = ($mm_unpacklo_epi8(x[0], x[1]), $mm_unpackhi_epi8(x[0], x[1]));
+            let (cd, cd2) = ($mm_unpacklo_epi8(x[2], x[3]), $mm_unpackhi_epi8(x[2], x[3]));
+            let turned = [
+                $mm_unpacklo_epi16(ab, cd),
+                $mm_unpackhi_epi16(ab, cd),
+                $mm_unpacklo_epi16(ab2, cd2),
+                $mm_unpackhi_epi16(ab2, cd2),
+            ];
+            for (out, x) in out.chunks_exact_mut($bytes / 4).zip(turned) {
+                // SAFETY: a register has as many words.
+                unsafe { $mm_storeu_$si(out.as_mut_ptr().cast(), x) }
+            }
+        }
+    }
+}
+";
