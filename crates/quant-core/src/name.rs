@@ -1,5 +1,6 @@
 //! The textual names of formats.
 
+use crate::element::{BOOK_NAMES, MX_NAMES, NAMES};
 use crate::{
     Block, Codebook, Element, Error, FloatKind, Format, IntRule, NamedFormat, NvRule, Overflow, Scale, ScaleRule,
     ScaleType, TernaryRule,
@@ -7,28 +8,6 @@ use crate::{
 use std::fmt;
 use std::str::FromStr;
 
-const FLOATS: [(&str, FloatKind); 12] = [
-    ("fp8-e4m3", FloatKind::E4m3Fn),
-    ("fp8-e5m2", FloatKind::E5m2),
-    ("fp8-e4m3fnuz", FloatKind::E4m3Fnuz),
-    ("fp8-e5m2fnuz", FloatKind::E5m2Fnuz),
-    ("fp8-e4m3b11fnuz", FloatKind::E4m3B11Fnuz),
-    ("fp8-e4m3ieee", FloatKind::E4m3),
-    ("fp8-e3m4", FloatKind::E3m4),
-    ("fp6-e2m3", FloatKind::E2m3),
-    ("fp6-e3m2", FloatKind::E3m2),
-    ("fp4-e2m1", FloatKind::E2m1),
-    ("f16", FloatKind::F16),
-    ("bf16", FloatKind::Bf16),
-];
-const MX_FLOATS: [(&str, FloatKind); 5] = [
-    ("mxfp8-e4m3", FloatKind::E4m3Fn),
-    ("mxfp8-e5m2", FloatKind::E5m2),
-    ("mxfp6-e2m3", FloatKind::E2m3),
-    ("mxfp6-e3m2", FloatKind::E3m2),
-    ("mxfp4", FloatKind::E2m1),
-];
-const CODEBOOKS: [(&str, Codebook); 3] = [("nf4", Codebook::Nf4), ("af4", Codebook::Af4), ("bnbfp4", Codebook::BnbFp4)];
 const ALIASES: [(&str, &str); 4] =
     [("fp8", "fp8-e4m3"), ("mxfp8", "mxfp8-e4m3"), ("mxfp6", "mxfp6-e2m3"), ("fp4", "fp4-e2m1")];
 const INT_RULES: [(&str, IntRule); 10] = [
@@ -86,12 +65,12 @@ fn stem(name: &str) -> Option<Format> {
         block: Block::Group(group),
         scale: Scale::Exponent(exponent),
     };
-    let (element, block, scale) = if let Some(kind) = find(&FLOATS, name) {
+    let (element, block, scale) = if let Some(kind) = find(&NAMES, name) {
         let scale = if kind.bits() > 8 { Scale::None } else { Scale::Float(ScaleType::F32) };
         (float(kind), Block::Row, scale)
-    } else if let Some(kind) = find(&MX_FLOATS, name) {
+    } else if let Some(kind) = find(&MX_NAMES, name) {
         (float(kind), Block::Group(32), Scale::E8m0(ScaleRule::Floor))
-    } else if let Some(book) = find(&CODEBOOKS, name) {
+    } else if let Some(book) = find(&BOOK_NAMES, name) {
         (Element::Codebook(book), Block::Group(64), Scale::Float(ScaleType::F32))
     } else if let Some(bits) = number("int") {
         (int(bits), Block::Row, Scale::Float(ScaleType::F16))
@@ -121,10 +100,10 @@ fn stem_of(format: &Format) -> (String, Format) {
         (Element::Int { bits, .. }, Scale::E8m0(_)) => format!("mxint{bits}"),
         (Element::Int { bits, .. }, Scale::E4m3(_)) => format!("nvint{bits}"),
         (Element::Int { bits, .. }, _) => format!("int{bits}"),
-        (Element::Float { kind, .. }, Scale::E8m0(_)) => name_of(&MX_FLOATS, &kind).to_owned(),
+        (Element::Float { kind, .. }, Scale::E8m0(_)) => name_of(&MX_NAMES, &kind).to_owned(),
         (Element::Float { .. }, Scale::E4m3(_)) => "nvfp4".to_owned(),
-        (Element::Float { kind, .. }, _) => name_of(&FLOATS, &kind).to_owned(),
-        (Element::Codebook(book), _) => name_of(&CODEBOOKS, &book).to_owned(),
+        (Element::Float { kind, .. }, _) => name_of(&NAMES, &kind).to_owned(),
+        (Element::Codebook(book), _) => name_of(&BOOK_NAMES, &book).to_owned(),
         (Element::Magnitude { bits }, Scale::Exponent(5)) => format!("sefp{bits}"),
         (Element::Magnitude { bits }, _) => format!("bfp{bits}"),
         (Element::Ternary(_), _) => "ternary".to_owned(),

@@ -1,88 +1,10 @@
 //! Floats of at most 16 bits: sign, exponent, mantissa, and the codes set aside for NaN and infinity.
 
 use super::Rounding;
+use super::generated::floats::{FloatKind, Special};
 use crate::Overflow;
 
-/// A float format of at most 16 bits; layout is sign, exponent, mantissa from the most significant bit.
-///
-/// Sources: OCP "8-bit Floating Point" v1.0 (E4M3FN, E5M2), OCP "Microscaling Formats" v1.0 (FP6,
-/// FP4), arXiv 2206.02915 (FNUZ), IEEE 754.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FloatKind {
-    /// FP8 E4M3 of OCP: no infinity, NaN only at all ones; largest 448.
-    E4m3Fn,
-    /// FP8 E5M2 of OCP: IEEE-like; largest 57344.
-    E5m2,
-    /// E4M3 with bias 8, one NaN (0x80), no infinity, no −0; largest 240.
-    E4m3Fnuz,
-    /// E5M2 with bias 16, one NaN (0x80), no infinity, no −0; largest 57344.
-    E5m2Fnuz,
-    /// E4M3 with bias 11, one NaN (0x80), no infinity, no −0; largest 30.
-    E4m3B11Fnuz,
-    /// IEEE-like E4M3 with infinities; largest 240.
-    E4m3,
-    /// IEEE-like E3M4 with infinities; largest 15.5.
-    E3m4,
-    /// FP6 E2M3; largest 7.5.
-    E2m3,
-    /// FP6 E3M2; largest 28.
-    E3m2,
-    /// FP4 E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6.
-    E2m1,
-    /// IEEE binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-/// Which codes are not finite numbers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Special {
-    /// All exponent bits set: infinity, or NaN with a mantissa (IEEE).
-    Ieee,
-    /// All bits but the sign set: NaN.
-    AllOnes,
-    /// Only the code of −0: NaN.
-    NegativeZero,
-    /// None.
-    None,
-}
-
 impl FloatKind {
-    /// Every kind.
-    pub const ALL: [Self; 12] = [
-        Self::E4m3Fn,
-        Self::E5m2,
-        Self::E4m3Fnuz,
-        Self::E5m2Fnuz,
-        Self::E4m3B11Fnuz,
-        Self::E4m3,
-        Self::E3m4,
-        Self::E2m3,
-        Self::E3m2,
-        Self::E2m1,
-        Self::F16,
-        Self::Bf16,
-    ];
-
-    /// Exponent bits, mantissa bits, bias, special codes.
-    const fn parameters(self) -> (u32, u32, i32, Special) {
-        match self {
-            Self::E4m3Fn => (4, 3, 7, Special::AllOnes),
-            Self::E5m2 => (5, 2, 15, Special::Ieee),
-            Self::E4m3Fnuz => (4, 3, 8, Special::NegativeZero),
-            Self::E5m2Fnuz => (5, 2, 16, Special::NegativeZero),
-            Self::E4m3B11Fnuz => (4, 3, 11, Special::NegativeZero),
-            Self::E4m3 => (4, 3, 7, Special::Ieee),
-            Self::E3m4 => (3, 4, 3, Special::Ieee),
-            Self::E2m3 => (2, 3, 1, Special::None),
-            Self::E3m2 => (3, 2, 3, Special::None),
-            Self::E2m1 => (2, 1, 1, Special::None),
-            Self::F16 => (5, 10, 15, Special::Ieee),
-            Self::Bf16 => (8, 7, 127, Special::Ieee),
-        }
-    }
-
     /// Bits a code.
     #[must_use]
     pub const fn bits(self) -> u32 {
@@ -94,12 +16,6 @@ impl FloatKind {
     #[must_use]
     pub const fn mantissa_bits(self) -> u32 {
         self.parameters().1
-    }
-
-    /// Whether OCP Microscaling defines it as an element.
-    #[must_use]
-    pub const fn is_mx(self) -> bool {
-        matches!(self, Self::E4m3Fn | Self::E5m2 | Self::E2m3 | Self::E3m2 | Self::E2m1)
     }
 
     /// The largest finite value.
