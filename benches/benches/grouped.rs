@@ -50,7 +50,7 @@ fn rows(tokens: usize) -> Vec<usize> {
     let mut left = tokens * TOP_K;
     let mut rows: Vec<usize> = Vec::with_capacity(EXPERTS);
     for expert in 0..EXPERTS {
-        let share = ((tokens * TOP_K) as f64 * weight(expert) / total).round() as usize;
+        let share = ((tokens * TOP_K) as f64 * weight(expert) / total).ceil() as usize;
         rows.push(share.min(left).min(tokens));
         left -= rows[expert];
     }

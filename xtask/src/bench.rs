@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Benchmarks that print tables, in the order of the page.
-const TABLES: &[&str] = &["encode", "decode", "products", "grouped", "attention", "gptq", "svd", "vector", "tokens"];
+const TABLES: &[&str] =
+    &["encode", "decode", "products", "grouped", "experts", "attention", "gptq", "svd", "vector", "tokens"];
 
 const PAGE: &str = "docs/src/benchmarks.md";
 

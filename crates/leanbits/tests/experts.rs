@@ -153,6 +153,47 @@ fn gates_weigh_the_tokens_of_experts() {
 }
 
 #[test]
+fn experts_without_tokens_are_treated_as_the_recipe_says() {
+    let place = Place::new();
+    // 24 tokens choose 48 times among 16 experts: in five layers some are left out.
+    let with = |name: &str, policy: &str| {
+        let text = format!(
+            "format = \"keep\"\nmethod = \"gptq\"\n[calibration]\nunseen_experts = \"{policy}\"\n\
+             [[rule]]\nmatch = \"*.experts.*\"\nformat = \"int3-g64-asym\"\n"
+        );
+        let mut options = place.options(Recipe::from_toml(&text).expect("a recipe"));
+        (options.recipe.calibration.windows, options.recipe.calibration.tokens) = (1, 24);
+        compress(tiny_moe(), place.path(name), &options, &mut Silent)
+    };
+    let (rounded, shared) = (with("rtn", "rtn").expect("a run"), with("shared", "shared-hessian").expect("a run"));
+    let unseen = |report: &CompressReport| -> Vec<(String, String, Option<String>)> {
+        let tensors = report.tensors.iter().filter(|tensor| tensor.calibration_tokens == Some(0));
+        tensors.map(|tensor| (tensor.name.clone(), tensor.method.clone(), tensor.note.clone())).collect()
+    };
+    assert!(unseen(&rounded).len() > 3, "{:?}", unseen(&rounded));
+    let names = |report: &CompressReport| unseen(report).into_iter().map(|(name, ..)| name).collect::<Vec<_>>();
+    assert_eq!(names(&rounded)[0], names(&shared)[0], "the first layer sees the same");
+    assert!(unseen(&rounded).iter().all(|(_, method, _)| method == "rtn"));
+    for (name, method, note) in unseen(&shared) {
+        assert_eq!(method, "gptq", "{name}");
+        assert!(note.is_some_and(|note| note.contains("inputs of all experts")), "{name}");
+    }
+    let read = |folder: &str, name: &str| {
+        let folder = leanbits::io::Checkpoint::open(place.path(folder)).expect("a checkpoint");
+        folder.read_f32(name).expect(name)
+    };
+    let first = &names(&rounded)[0];
+    assert!(read("rtn", first) != read("shared", first), "{first} was swept under another Hessian");
+    assert!(read("rtn", first).iter().any(|weight| *weight != 0.0), "and is never zeroed");
+    let refused = with("error", "error");
+    let Err(Error::Experts { file, source }) = refused else { panic!("{refused:?}") };
+    assert!(matches!(*source, moe_quant::Error::Uncalibrated { .. }), "{source}");
+    assert!(file.display().to_string().contains(".experts."), "{}", file.display());
+    let attention = "format = \"int4-g64\"\nmethod = \"gptq\"\n[calibration]\nunseen_experts = \"zero\"\n";
+    assert!(Recipe::from_toml(attention).is_err(), "no such policy");
+}
+
+#[test]
 fn measured_times_decide_where_r_says_so() {
     let place = Place::new();
     let schemes: Vec<Scheme> =

@@ -147,18 +147,29 @@ impl Dispatch {
     ///
     /// [`Error::Length`].
     pub fn gather(&self, x: &[f32], width: usize) -> Result<Vec<f32>, Error> {
-        check("the batch", x.len(), self.tokens * width)?;
         let mut sorted = vec![0.0; self.rows.len() * width];
-        let copy = |(out, &token): (&mut [f32], &usize)| out.copy_from_slice(&x[token * width..(token + 1) * width]);
+        self.gather_into(x, width, &mut sorted)?;
+        Ok(sorted)
+    }
+
+    /// [`Dispatch::gather`] into memory that is there, `[rows, width]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`].
+    pub fn gather_into(&self, x: &[f32], width: usize, sorted: &mut [f32]) -> Result<(), Error> {
+        check("the batch", x.len(), self.tokens * width)?;
+        check("the sorted rows", sorted.len(), self.rows.len() * width)?;
         if width == 0 {
-            return Ok(sorted);
+            return Ok(());
         }
+        let copy = |(out, &token): (&mut [f32], &usize)| out.copy_from_slice(&x[token * width..(token + 1) * width]);
         if sorted.len() < PARALLEL {
             sorted.chunks_exact_mut(width).zip(&self.rows).for_each(copy);
         } else {
             sorted.par_chunks_exact_mut(width).zip(&self.rows).for_each(copy);
         }
-        Ok(sorted)
+        Ok(())
     }
 
     /// Adds sorted rows `y` `[rows, width]`, each times its gate, to the tokens `out` `[tokens, width]` they

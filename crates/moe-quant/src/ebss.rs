@@ -76,8 +76,12 @@ pub struct EbssConfig {
     pub counters: Counters,
     /// What keeps text from going round in circles.
     pub filters: Filters,
-    /// Seed of the first tokens.
+    /// Seed of the first tokens, and of all where they are drawn.
     pub seed: u64,
+    /// Draws each token by its probability to the power of `1/temperature` in place of searching: ordinary sampled text, to
+    /// set beside. `tau` and `width` then say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
 }
 
 impl Default for EbssConfig {
@@ -91,6 +95,7 @@ impl Default for EbssConfig {
             counters: Counters::default(),
             filters: Filters::default(),
             seed: 0,
+            temperature: None,
         }
     }
 }
@@ -224,7 +229,10 @@ pub fn ebss<M: RoutedModel>(
         let first = first_token(&mut rng, model.vocabulary(), &config.filters.banned);
         let start = if config.counters == Counters::Set { &counts } else { &empty };
         let search = Search { model, config, left_out: &mut left_out };
-        let found = search.sequence(first, start)?;
+        let found = match config.temperature {
+            None => search.sequence(first, start)?,
+            Some(temperature) => search.drawn(first, start, temperature, &mut rng)?,
+        };
         match config.counters {
             Counters::Set => counts = found.counts,
             Counters::Sequence => {
@@ -238,7 +246,10 @@ pub fn ebss<M: RoutedModel>(
         progress(sequence + 1);
     }
     let predicted = config.sequences * (config.length - 1);
-    let source = format!("ebss, tau {}, width {}, seed {}", config.tau, config.width, config.seed);
+    let source = match config.temperature {
+        None => format!("ebss, tau {}, width {}, seed {}", config.tau, config.width, config.seed),
+        Some(temperature) => format!("drawn at temperature {temperature}, seed {}", config.seed),
+    };
     Ok(Ebss {
         set: CalibrationSet::new(source, windows).map_err(Error::from)?,
         config: config.clone(),
@@ -287,6 +298,9 @@ fn check<M: RoutedModel>(model: &M, config: &EbssConfig) -> Result<(), Error> {
     if config.tau.is_nan() || config.tau <= 0.0 {
         return bad("tau", config.tau.to_string(), "above 0");
     }
+    if config.temperature.is_some_and(|temperature| !temperature.is_finite() || temperature <= 0.0) {
+        return bad("temperature", "not a number above 0".into(), "above 0");
+    }
     for (name, value) in [("width", config.width), ("sequences", config.sequences)] {
         if value == 0 {
             return bad(name, "0".into(), "at least 1");
@@ -320,6 +334,11 @@ fn first_token(rng: &mut ChaCha8Rng, vocabulary: usize, banned: &[u32]) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "below the number of tokens")]
     let index = ((u128::from(rng.next_u64()) * tokens.len() as u128) >> 64) as usize;
     tokens.get(index).copied().unwrap_or(0)
+}
+
+/// A number from 0 to below 1.
+fn unit(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 struct Branch<P> {
@@ -361,11 +380,47 @@ struct Search<'a, M> {
 }
 
 impl<M: RoutedModel> Search<'_, M> {
-    fn sequence(mut self, first: u32, counts: &[ExpertCounts]) -> Result<Finished, EbssError> {
+    /// A branch of one token.
+    fn start(&self, first: u32, counts: &[ExpertCounts]) -> Result<Branch<M::Past>, EbssError> {
         let past = self.model.begin().map_err(|source| EbssError::Model { position: 0, source })?;
         let mut branch = Branch { tokens: Vec::new(), past, log_prob: 0.0, next: Vec::new(), counts: counts.to_vec() };
         feed(self.model, &mut branch, first, 0.0)?;
-        let mut branches = vec![branch];
+        Ok(branch)
+    }
+
+    /// One branch whose tokens are drawn. Log-probabilities stay those of the model.
+    fn drawn(
+        mut self,
+        first: u32,
+        counts: &[ExpertCounts],
+        temperature: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Finished, EbssError> {
+        let mut branch = self.start(first, counts)?;
+        while branch.tokens.len() < self.config.length {
+            let tokens = self.kept(&branch);
+            let log_prob = |token: &u32| branch.next[*token as usize];
+            let largest = tokens.iter().map(log_prob).fold(f64::NEG_INFINITY, f64::max);
+            let weights = tokens.iter().map(|token| ((log_prob(token) - largest) / temperature).exp());
+            let weights: Vec<f64> = weights.collect();
+            let mut left = unit(rng) * weights.iter().sum::<f64>();
+            let drawn = tokens.iter().zip(&weights).find(|(_, weight)| {
+                left -= **weight;
+                left < 0.0
+            });
+            // Rounding may leave a hair over all of them.
+            let Some(&token) = drawn.map(|(token, _)| token).or(tokens.last()) else {
+                return Err(EbssError::DeadEnd { position: branch.tokens.len() });
+            };
+            let log_prob = branch.next[token as usize];
+            feed(self.model, &mut branch, token, log_prob)?;
+        }
+        let Branch { tokens, log_prob, counts, .. } = branch;
+        Ok(Finished { tokens, log_prob, counts })
+    }
+
+    fn sequence(mut self, first: u32, counts: &[ExpertCounts]) -> Result<Finished, EbssError> {
+        let mut branches = vec![self.start(first, counts)?];
         while branches[0].tokens.len() < self.config.length {
             let chosen = self.candidates(&branches)?;
             let grown = chosen.into_par_iter().map(|candidate| {

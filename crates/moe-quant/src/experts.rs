@@ -20,13 +20,32 @@ impl BlockLinear {
     /// scheme rounds inputs to `int8`.
     #[must_use]
     pub fn arranged(scheme: Scheme, packed: &PackedTensor<'static>) -> Self {
-        if scheme.activation == Some(Format::INT8)
-            && let Ok(weight) = PreparedLinear::new(packed).and_then(|p| p.with_activations(Activations::Int8Row))
-        {
-            return Self { weight: Arc::new(weight), activation: None };
-        }
-        let weight = packed.prepared().map_or_else(|| Arc::new(packed.clone()) as Arc<dyn Linear>, Arc::from);
-        Self { weight, activation: scheme.activation }
+        let Ok(prepared) = PreparedLinear::new(packed) else {
+            return Self { weight: Arc::new(packed.clone()), activation: scheme.activation };
+        };
+        let (weight, activation) = with_activations(prepared, scheme);
+        Self { weight: Arc::new(weight), activation }
+    }
+
+    /// As [`BlockLinear::arranged`], so many weights of equal values, each in memory of its own: for measuring.
+    #[must_use]
+    pub fn copies(scheme: Scheme, packed: &PackedTensor<'static>, count: usize) -> Vec<Self> {
+        let Ok(prepared) = PreparedLinear::new(packed) else {
+            return (0..count).map(|_| Self::arranged(scheme, packed)).collect();
+        };
+        let (weight, activation) = with_activations(prepared, scheme);
+        (0..count).into_par_iter().map(|_| Self { weight: Arc::new(weight.clone()), activation }).collect()
+    }
+}
+
+/// Kernels for 8-bit inputs where there are any; else what inputs are to be rounded to before.
+fn with_activations(weight: PreparedLinear, scheme: Scheme) -> (PreparedLinear, Option<Format>) {
+    if scheme.activation != Some(Format::INT8) {
+        return (weight, scheme.activation);
+    }
+    match weight.clone().with_activations(Activations::Int8Row) {
+        Ok(rounding) => (rounding, None),
+        Err(_) => (weight, scheme.activation),
     }
 }
 
@@ -103,25 +122,40 @@ impl MixedExperts {
     ///
     /// [`Error::Mixture`] when the router has another number of experts, [`Error::Length`], [`Error::Core`].
     pub fn forward(&self, x: &[f32], dispatch: &Dispatch) -> Result<Vec<f32>, Error> {
+        self.forward_with(x, dispatch, &mut Scratch::default())
+    }
+
+    /// [`MixedExperts::forward`] with memory that is kept from one batch, or layer, to the next.
+    ///
+    /// # Errors
+    ///
+    /// As [`MixedExperts::forward`].
+    pub fn forward_with(&self, x: &[f32], dispatch: &Dispatch, scratch: &mut Scratch) -> Result<Vec<f32>, Error> {
         let [hidden, inner] = self.widths;
         if dispatch.experts() != self.experts.len() {
             return Err(Error::Mixture { experts: dispatch.experts(), top_k: dispatch.top_k(), hidden, inner });
         }
-        let sorted = dispatch.gather(x, hidden)?;
-        let mut gate = self.product(Block::Gate, &sorted, dispatch)?;
-        let up = self.product(Block::Up, &sorted, dispatch)?;
+        let rows = dispatch.rows_of(dispatch.experts() - 1).end;
+        let Scratch { sorted, gate, up } = scratch;
+        for (buffer, width) in [(&mut *sorted, hidden), (&mut *gate, inner), (&mut *up, inner)] {
+            resize(buffer, rows * width);
+        }
+        dispatch.gather_into(x, hidden, sorted)?;
+        self.product(Block::Gate, sorted, gate, dispatch)?;
+        self.product(Block::Up, sorted, up, dispatch)?;
         let activation = self.activation;
         let gated = |(gate, up): (&mut f32, &f32)| *gate = activation.of_f32(*gate) * up;
-        gate.par_iter_mut().zip(&up).with_min_len(1 << 12).for_each(gated);
-        let y = self.product(Block::Down, &gate, dispatch)?;
+        gate.par_iter_mut().zip(up.par_iter()).with_min_len(1 << 12).for_each(gated);
+        // The inputs are not needed any more, and outputs are as long.
+        self.product(Block::Down, gate, sorted, dispatch)?;
         let mut out = vec![0.0; x.len()];
-        dispatch.scatter_add(&y, &mut out)?;
+        dispatch.scatter_add(sorted, &mut out)?;
         Ok(out)
     }
 
     /// One block of all experts on sorted rows.
-    fn product(&self, block: Block, sorted: &[f32], dispatch: &Dispatch) -> Result<Vec<f32>, Error> {
-        let [outputs, features] = block.shape(self.widths);
+    fn product(&self, block: Block, sorted: &[f32], y: &mut [f32], dispatch: &Dispatch) -> Result<(), Error> {
+        let [_, features] = block.shape(self.widths);
         let linears = self.experts.iter().map(|blocks| &blocks[block.index()]);
         let mut rounded: Option<Vec<f32>> = None;
         for (expert, linear) in linears.clone().enumerate() {
@@ -136,8 +170,28 @@ impl MixedExperts {
             Group { weight: linear.weight.as_ref(), rows }
         });
         let groups: Vec<Group<'_>> = groups.collect();
-        let mut y = vec![0.0; sorted.len() / features * outputs];
-        grouped_matmul(&groups, rounded.as_deref().unwrap_or(sorted), &mut y)?;
-        Ok(y)
+        grouped_matmul(&groups, rounded.as_deref().unwrap_or(sorted), y)?;
+        Ok(())
+    }
+}
+
+/// The memory of [`MixedExperts::forward_with`] between gathering rows and adding them up. Asking the system for as much
+/// with every batch can take longer than what is done with it.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// Rows by expert, first the inputs and then the outputs, `[rows, hidden]`.
+    sorted: Vec<f32>,
+    /// `[rows, inner]`.
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// Gives a buffer its length; whatever it holds is overwritten later.
+fn resize(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.capacity() < len {
+        // Memory that comes zeroed is first touched by the threads that write to it.
+        *buffer = vec![0.0; len];
+    } else {
+        buffer.resize(len, 0.0);
     }
 }

@@ -58,7 +58,7 @@ pub use ebss::{
     Counters, Ebss, EbssConfig, EbssError, EbssReport, Filters, LeftOut, ModelError, RoutedModel, Step, ebss, imbalance,
 };
 pub use error::Error;
-pub use experts::{BlockLinear, MixedExperts};
+pub use experts::{BlockLinear, MixedExperts, Scratch};
 pub use layer::{Activation, Block, ExpertWeights, MoeLayer};
 pub use profile::{Device, DeviceKind, Profile, SchemeTimes, Tile, TileTimes, crossover_rows};
 pub use router::{Router, Scores};

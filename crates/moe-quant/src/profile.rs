@@ -14,8 +14,9 @@ use std::fmt;
 ///
 /// A GPU pads its tiles, so one measured number of rows says all: `time(BM, K)` is the paper's `inc`, and the sum is
 /// `inc · ⌈M/BM⌉ · ⌈N/BN⌉`. A CPU does not; between measured numbers of rows, and between measured `K`, times are
-/// interpolated, beyond the measured `K` they are proportional to it. What a layer does beside products, sorting rows,
-/// the nonlinearity and adding up, takes a time for each feature of each row, [`Profile::with_overhead`].
+/// interpolated, beyond the measured `K` they are proportional to it. To `T` comes what a layer does beside products —
+/// starting calls, sorting rows, the nonlinearity, adding up — as it was measured for several numbers of rows of all experts,
+/// [`Profile::with_overhead`].
 ///
 /// ```
 /// use moe_quant::{Device, DeviceKind, Profile, SchemeTimes, Tile, TileTimes};
@@ -35,7 +36,7 @@ use std::fmt;
 pub struct Profile {
     device: Device,
     schemes: Vec<SchemeTimes>,
-    overhead: f64,
+    overhead: Option<TileTimes>,
 }
 
 /// The machine that was measured.
@@ -100,7 +101,7 @@ pub struct TileTimes {
 
 impl Profile {
     /// The largest version of the file format that is read.
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     /// Checks and keeps measured times.
     ///
@@ -119,27 +120,30 @@ impl Profile {
                 return Err(Error::Profile { scheme: entry.scheme.to_string(), reason });
             }
         }
-        Ok(Self { device, schemes, overhead: 0.0 })
+        Ok(Self { device, schemes, overhead: None })
     }
 
-    /// The same with the seconds that one worker takes beside products for each feature, hidden and inner, of each row.
+    /// The same with what a layer was measured to take beside its products: seconds of the whole machine by the rows of all
+    /// experts, for a layer whose hidden and inner widths add up to `features`.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for a time that is negative or not finite.
-    pub fn with_overhead(self, overhead: f64) -> Result<Self, Error> {
-        if overhead.is_finite() && overhead >= 0.0 {
-            return Ok(Self { overhead, ..self });
+    /// [`Error::Profile`] for lists that are empty or do not rise and for times that are not positive and finite.
+    pub fn with_overhead(self, overhead: TileTimes) -> Result<Self, Error> {
+        if let Some(reason) = overhead.fault() {
+            return Err(Error::Profile { scheme: "what is done beside products".into(), reason });
         }
-        let (value, expected) = (overhead.to_string(), "0 or more seconds");
-        Err(Error::Setting { name: "the overhead of the profile", value, expected })
+        Ok(Self { overhead: Some(overhead), ..self })
     }
 
-    /// Seconds that a layer of widths `[hidden, inner]` takes beside its products for so many rows of all experts.
+    /// Seconds that a layer of widths `[hidden, inner]` takes beside its products for so many rows of all experts: interpolated
+    /// between measured numbers of rows, proportional to rows beyond them and to the widths.
     #[must_use]
     pub fn overhead(&self, rows: u64, [hidden, inner]: [usize; 2]) -> f64 {
-        let features = crate::real(rows) * crate::real((hidden + inner) as u64);
-        self.overhead * features / crate::real(self.device.workers as u64)
+        let Some(times) = self.overhead.as_ref().filter(|_| rows > 0) else { return 0.0 };
+        let most = times.seconds.last().map_or(1, |(rows, _)| *rows as u64);
+        let seconds = times.one(rows.min(most)) * (crate::real(rows) / crate::real(most)).max(1.0);
+        seconds * crate::real((hidden + inner) as u64) / crate::real(times.features as u64)
     }
 
     /// The machine that was measured.
@@ -195,7 +199,6 @@ impl Profile {
 
 impl SchemeTimes {
     fn fault(&self) -> Option<&'static str> {
-        let bad_time = |seconds: f64| !(seconds.is_finite() && seconds > 0.0);
         if self.tiles.is_empty() {
             return Some("it has no tiles");
         }
@@ -206,21 +209,14 @@ impl SchemeTimes {
             if !tile.launch.is_finite() || tile.launch < 0.0 {
                 return Some("a launch takes a negative or infinite time");
             }
-            if tile.times.is_empty() || tile.times.iter().any(|times| times.seconds.is_empty() || times.features == 0) {
+            if tile.times.is_empty() {
                 return Some("a tile has no times");
             }
-            let times = tile.times.iter();
             if tile.times.windows(2).any(|pair| pair[0].features >= pair[1].features) {
                 return Some("the features of a tile do not rise");
             }
-            if times.clone().any(|t| t.seconds[0].0 == 0 || t.seconds.windows(2).any(|p| p[0].0 >= p[1].0)) {
-                return Some("the rows of a tile do not rise from at least 1");
-            }
-            if times.flat_map(|times| &times.seconds).any(|(_, seconds)| bad_time(*seconds)) {
-                return Some("a time is not a positive number");
-            }
         }
-        None
+        self.tiles.iter().flat_map(|tile| &tile.times).find_map(TileTimes::fault)
     }
 }
 
@@ -248,6 +244,17 @@ impl Tile {
 }
 
 impl TileTimes {
+    fn fault(&self) -> Option<&'static str> {
+        let bad_time = |seconds: f64| !(seconds.is_finite() && seconds > 0.0);
+        if self.features == 0 || self.seconds.is_empty() {
+            return Some("there are no times");
+        }
+        if self.seconds[0].0 == 0 || self.seconds.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+            return Some("rows do not rise from at least 1");
+        }
+        self.seconds.iter().any(|(_, seconds)| bad_time(*seconds)).then_some("a time is not a positive number")
+    }
+
     /// Seconds of the tiles above each other that hold `rows` rows.
     fn rows(&self, rows: u64) -> f64 {
         let Some(&(most, full)) = self.seconds.last() else { return 0.0 };
@@ -303,9 +310,9 @@ pub fn crossover_rows(peak: f64, bandwidth: f64, bits: f64) -> f64 {
 struct Stored {
     version: u32,
     device: Device,
-    /// Seconds of a feature of a row beside products; files of earlier times have none.
-    #[serde(default)]
-    overhead: f64,
+    /// What a layer takes beside products, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    overhead: Option<TileTimes>,
     schemes: Vec<SchemeTimes>,
 }
 
@@ -321,9 +328,14 @@ impl TryFrom<Stored> for Profile {
 
     fn try_from(stored: Stored) -> Result<Self, Error> {
         if stored.version != Self::VERSION {
-            let (value, expected) = (stored.version.to_string(), "version 1 of the format");
+            let (value, expected) =
+                (stored.version.to_string(), "version 2 of the format; `leanbits profile` measures anew");
             return Err(Error::Setting { name: "version of the profile", value, expected });
         }
-        Self::new(stored.device, stored.schemes)?.with_overhead(stored.overhead)
+        let profile = Self::new(stored.device, stored.schemes)?;
+        match stored.overhead {
+            Some(overhead) => profile.with_overhead(overhead),
+            None => Ok(profile),
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Sampling balanced text: closed forms, ordinary beam search as a limit, a toy model with a biased router.
-#![allow(clippy::cast_possible_truncation, reason = "small numbers made up for the tests")]
+#![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "small numbers made up for the tests")]
 
 use moe_quant::{
     Counters, Ebss, EbssConfig, EbssError, Error, Filters, ModelError, RoutedModel, Step, ebss, imbalance,
@@ -124,35 +124,51 @@ fn lower_temperatures_balance_more_at_a_price_in_perplexity() {
 }
 
 #[test]
-fn sampled_text_is_less_balanced_than_searched_text_and_skewed_text_least() {
-    let sigma = |tokens: &[u32]| {
-        let mut layers = vec![ExpertCounts::new(EXPERTS as usize, 2).unwrap(); 2];
-        for &token in tokens {
-            let expert = token % EXPERTS;
-            layers[0].add(&[expert, (expert + 1) % EXPERTS], None).unwrap();
-            layers[1].add(&[expert, (expert + 2) % EXPERTS], None).unwrap();
-        }
-        imbalance(&layers)
+fn searched_text_is_more_balanced_than_sampled_text_of_its_perplexity_and_skewed_text_least() {
+    let mean = |config: &EbssConfig| {
+        let reports: Vec<_> = (0..6).map(|seed| run(&EbssConfig { seed, ..config.clone() }).report).collect();
+        let of = |f: fn(&moe_quant::EbssReport) -> f64| reports.iter().map(f).sum::<f64>() / reports.len() as f64;
+        (of(|report| report.perplexity), of(|report| report.imbalance))
     };
-    // What the model writes when the next token is drawn by its probability.
-    let toy = Toy::new();
-    let (mut token, mut sampled) = (0_u32, Vec::new());
-    for i in 0..6 * 64_u32 {
-        let weights: Vec<f64> = toy.logits[token as usize].iter().map(|l| f64::from(*l).exp()).collect();
-        let mut left = f64::from(i.wrapping_mul(2_654_435_769)) / 2.0_f64.powi(32) * weights.iter().sum::<f64>();
-        token = 0;
-        while left >= weights[token as usize] && token + 1 < VOCABULARY {
-            left -= weights[token as usize];
-            token += 1;
+    for (tau, counters) in [(0.05, Counters::Set), (0.005, Counters::Set), (0.05, Counters::Sequence)] {
+        let (perplexity, searched) = mean(&EbssConfig { tau, counters, ..config() });
+        let drawn = |temperature: f64| mean(&EbssConfig { temperature: Some(temperature), ..config() });
+        let (mut low, mut high) = (0.05, 2.0);
+        for _ in 0..10 {
+            let middle = f64::midpoint(low, high);
+            *(if drawn(middle).0 < perplexity { &mut low } else { &mut high }) = middle;
         }
-        sampled.push(token);
+        let (found, sampled) = drawn(high);
+        assert!((found / perplexity - 1.0).abs() < 0.02, "{found} and {perplexity}");
+        assert!(searched < 0.9 * sampled, "tau {tau}, {counters:?}: {searched} and {sampled}");
+        assert!(sampled < 0.18, "less than when all goes to experts 0 to 2 of 8");
     }
-    // Without filters a beam search goes round in circles, which is anything but balanced.
-    let filters = Filters { most_equal: Some(2), no_repeat: Some(3), ..Filters::default() };
-    let balanced = run(&EbssConfig { tau: 0.005, filters, ..config() });
-    let (searched, sampled, skewed) = (sigma(&balanced.set.windows().concat()), sigma(&sampled), sigma(&[0, 8, 16, 1]));
-    assert!((searched - balanced.report.imbalance).abs() < 1e-12, "the report tells the truth");
-    assert!(searched < sampled && sampled < skewed, "{searched}, {sampled}, {skewed}");
+}
+
+#[test]
+fn drawn_text_follows_the_model_and_its_temperature() {
+    let of = |temperature: f64| run(&EbssConfig { temperature: Some(temperature), ..config() });
+    // Next to nothing is left but the likeliest token.
+    let greedy = run(&EbssConfig { tau: f64::INFINITY, width: 1, ..config() }).set.windows()[0].clone();
+    let cold = of(1e-6).set.windows()[0].clone();
+    assert_eq!(cold, greedy);
+    let perplexities = [1e-6, 0.5, 1.0, 4.0].map(|temperature| of(temperature).report.perplexity);
+    assert!(perplexities.is_sorted(), "{perplexities:?}");
+    // At temperature 1 the mean of −log p is the entropy of the model.
+    let long = run(&EbssConfig { temperature: Some(1.0), sequences: 1, length: 20_000, ..config() });
+    let toy = Toy::new();
+    let entropy = |token: u32| -> f64 {
+        let logits = &toy.logits[token as usize];
+        let norm = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
+        logits.iter().map(|l| (f64::from(*l) - norm).exp() * (norm - f64::from(*l))).sum()
+    };
+    let window = &long.set.windows()[0];
+    let expected = window[..window.len() - 1].iter().map(|t| entropy(*t)).sum::<f64>() / (window.len() - 1) as f64;
+    assert!((long.report.perplexity.ln() - expected).abs() < 0.03, "{} and {expected}", long.report.perplexity.ln());
+    let filters = Filters { top_tokens: Some(3), ..Filters::default() };
+    let few = run(&EbssConfig { temperature: Some(4.0), filters, ..config() });
+    assert!(few.report.perplexity < perplexities[3], "filters hold for drawn text too");
+    assert!(few.set != of(4.0).set && of(4.0) == of(4.0));
 }
 
 #[test]
@@ -190,6 +206,8 @@ fn impossible_settings_and_models_are_refused() {
     };
     assert_eq!(refused(EbssConfig { tau: 0.0, ..config() }), "tau");
     assert_eq!(refused(EbssConfig { tau: f64::NAN, ..config() }), "tau");
+    assert_eq!(refused(EbssConfig { temperature: Some(0.0), ..config() }), "temperature");
+    assert_eq!(refused(EbssConfig { temperature: Some(f64::NAN), ..config() }), "temperature");
     assert_eq!(refused(EbssConfig { width: 0, ..config() }), "width");
     assert_eq!(refused(EbssConfig { sequences: 0, ..config() }), "sequences");
     assert_eq!(refused(EbssConfig { length: 1, ..config() }), "length");

@@ -3,7 +3,7 @@
 mod common;
 
 use common::Toy;
-use moe_quant::{Activation, Block, BlockLinear, Dispatch, Error, MixedExperts, Router, Scores};
+use moe_quant::{Activation, Block, BlockLinear, Dispatch, Error, MixedExperts, Router, Scores, Scratch};
 use quant_core::{Format, PackedTensor, Shaped};
 use std::sync::Arc;
 
@@ -61,6 +61,20 @@ fn one_call_equals_each_expert_alone_to_the_bit() {
         assert!(together.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits()), "rounded: {rounded}");
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(one.install(|| experts.forward(&toy.x, &toy.dispatch)).unwrap(), together, "one thread");
+    }
+}
+
+#[test]
+fn memory_that_is_kept_changes_nothing() {
+    let toy = Toy::new(1, 8, 2, [64, 48], 700, 0.8);
+    let experts = MixedExperts::new(packed(&toy, false), Activation::Silu).unwrap();
+    let mut scratch = Scratch::default();
+    for tokens in [700, 3, 0, 100] {
+        let ids: Vec<usize> = (0..2 * tokens).map(|choice| choice * 5 % 8).collect();
+        let dispatch = Dispatch::new(8, 2, &ids, &vec![0.5; 2 * tokens]).unwrap();
+        let x = &toy.x[..64 * tokens];
+        let kept = experts.forward_with(x, &dispatch, &mut scratch).unwrap();
+        assert_eq!(kept, experts.forward(x, &dispatch).unwrap(), "{tokens} tokens");
     }
 }
 

@@ -34,17 +34,22 @@ fn times_are_interpolated_between_rows_and_features_and_proportional_beyond() {
 }
 
 #[test]
-fn what_a_layer_does_beside_products_takes_a_time_for_each_feature() {
-    let times = || vec![TileTimes { features: 64, seconds: vec![(16, 1e-6)] }];
-    let with = profile(times()).unwrap().with_overhead(0.5).unwrap();
-    assert_eq!(with.overhead(3, [10, 20]), 45.0);
-    assert_eq!(profile(times()).unwrap().overhead(3, [10, 20]), 0.0);
+fn what_a_layer_does_beside_products_is_interpolated_between_batches_and_proportional_beyond() {
+    let plain = || profile(vec![TileTimes { features: 64, seconds: vec![(16, 1e-6)] }]).unwrap();
+    let overhead = |seconds| TileTimes { features: 30, seconds };
+    let with = plain().with_overhead(overhead(vec![(2, 1.0), (4, 2.0), (8, 6.0)])).unwrap();
+    let at = |rows, widths| with.overhead(rows, widths);
+    assert_eq!(at(0, [10, 20]), 0.0, "no rows, no time");
+    assert_eq!(at(1, [10, 20]), 1.0, "a call takes its time however few its rows");
+    assert_eq!(at(6, [10, 20]), 4.0, "between 4 and 8 rows");
+    assert_eq!(at(24, [10, 20]), 18.0, "three times the most");
+    assert_eq!(at(4, [20, 40]), 4.0, "twice the widths");
+    assert_eq!(plain().overhead(3, [10, 20]), 0.0, "not measured");
     let text = serde_json::to_string(&with).unwrap();
     assert_eq!(serde_json::from_str::<Profile>(&text).unwrap(), with);
-    let older = text.replace("\"overhead\":0.5,", "");
-    assert_eq!(serde_json::from_str::<Profile>(&older).unwrap(), profile(times()).unwrap());
-    for bad in [-1.0, f64::NAN, f64::INFINITY] {
-        assert!(matches!(profile(times()).unwrap().with_overhead(bad), Err(Error::Setting { .. })), "{bad}");
+    for bad in [vec![], vec![(0, 1.0)], vec![(1, -1.0)], vec![(1, f64::NAN)], vec![(2, 1.0), (1, 2.0)]] {
+        let refused = plain().with_overhead(overhead(bad.clone()));
+        assert!(matches!(refused, Err(Error::Profile { .. })), "{bad:?}: {refused:?}");
     }
 }
 
@@ -58,7 +63,7 @@ fn a_profile_survives_being_saved_and_belongs_to_its_machine() {
     let refused = profile.check_device(&other).unwrap_err();
     assert!(matches!(refused, Error::OtherMachine { .. }), "{refused}");
     assert!(refused.to_string().contains("with 2 workers"), "{refused}");
-    for (from, to) in [("\"version\":1", "\"version\":2"), ("1e-6", "-1.0"), ("1e-6", "0.0"), ("\"cpu\"", "\"abacus\"")]
+    for (from, to) in [("\"version\":2", "\"version\":1"), ("1e-6", "-1.0"), ("1e-6", "0.0"), ("\"cpu\"", "\"abacus\"")]
     {
         let text = text.replace(from, to);
         assert!(serde_json::from_str::<Profile>(&text).is_err(), "{to}");

@@ -47,6 +47,9 @@ struct Ebss {
     /// Tokens of a sequence
     #[arg(long, value_name = "N", default_value_t = 512)]
     length: usize,
+    /// Draw tokens at this temperature in place of searching: ordinary sampled text, to compare with
+    #[arg(long, value_name = "T", conflicts_with_all = ["tau", "width"])]
+    temperature: Option<f64>,
     /// What the imbalance is counted over
     #[arg(long, value_enum, default_value_t = CountersArg::Set)]
     counters: CountersArg,
@@ -128,6 +131,7 @@ pub(crate) fn calib(args: &Calib, json: bool, progress: &mut dyn Progress) -> Re
             banned: args.ban.clone(),
         },
         seed: args.seed,
+        temperature: args.temperature,
     };
     let sampled = leanbits::sample_calibration(&args.model, &config, progress)?;
     let text = serde_json::to_string(&sampled).map_err(|source| leanbits::Error::Json { source })?;
@@ -160,7 +164,7 @@ pub(crate) fn calib(args: &Calib, json: bool, progress: &mut dyn Progress) -> Re
 
 pub(crate) fn profile(args: &ProfileArgs, json: bool, progress: &mut dyn Progress) -> Result<(), Failure> {
     let mut shapes = args.shape.clone();
-    let mut weights = 64;
+    let mut options = ProfileOptions::new(args.schemes.clone(), Vec::new());
     if let Some(model) = &args.model {
         let config = Config::from_folder(model).map_err(leanbits::Error::from)?;
         let Some(mixture) = &config.mixture else {
@@ -168,9 +172,10 @@ pub(crate) fn profile(args: &ProfileArgs, json: bool, progress: &mut dyn Progres
         };
         let (hidden, inner) = (config.hidden_size, mixture.expert_size);
         shapes.extend([[inner, hidden], [hidden, inner]]);
-        weights = mixture.experts * mixture.layers.iter().filter(|is| **is).count();
+        (options.experts, options.top_k) = (mixture.experts, mixture.top_k);
+        options.weights = 3 * mixture.experts * mixture.layers.iter().filter(|is| **is).count();
     }
-    let options = ProfileOptions { weights, ..ProfileOptions::new(args.schemes.clone(), shapes) };
+    options.shapes = shapes;
     let profile = leanbits::measure_profile(&options, progress)?;
     let text = serde_json::to_string_pretty(&profile).map_err(|source| leanbits::Error::Json { source })?;
     leanbits::write_file(&args.output, text.as_bytes())?;

@@ -10,7 +10,7 @@
 use super::calibration::Windows;
 use super::fisher::Information;
 use super::gather::{self, Batch};
-use super::methods::{self, Group, Made};
+use super::methods::{self, Group, Made, Unseen};
 use super::multipliers;
 use super::outcome::Outcome;
 use super::run::Run;
@@ -18,11 +18,12 @@ use super::smooth;
 use super::source::{Source, Working};
 use super::stream::{Stream, round};
 use super::structure::{LayerShape, SlotShape, Structure};
-use crate::models::{Apply, Error as ModelError, Layer, Layers, WeightSource};
+use crate::models::{Apply, Error as ModelError, Layer, Layers, Role, WeightSource};
 use crate::plan::{Plan, PlannedTensor};
 use crate::recipe::Recipe;
 use crate::storage::{Section, into_model_error};
 use crate::{Error, Progress, StorageLayout};
+use moe_quant::UnseenExpert;
 use quant_calib::{Needs, Statistics};
 use quant_core::Linear;
 use rayon::prelude::*;
@@ -206,10 +207,19 @@ impl Job<'_> {
         let statistics = run.running.time(|| gather::statistics(part, batches, &watched))?;
         run.packing.time(|| {
             let total = self.windows.report.tokens as u64;
+            let all = self.all_experts(&groups, &statistics)?;
             let groups: Vec<_> = groups.into_values().zip(&statistics).collect();
             let quantize = |(members, statistics): (Vec<(&'s SlotShape, &PlannedTensor)>, &Statistics)| {
                 let asked = members.iter().map(|(slot, tensor)| (slot.name.as_str(), *tensor));
-                let group = Group::new(self.source.path(), statistics, self.information, total, asked)?;
+                let unseen = match members.first().map(|(slot, _)| slot.role) {
+                    Some(Role::Expert(expert)) => match self.recipe.calibration.unseen_experts {
+                        UnseenExpert::Error => Unseen::Refuse(expert),
+                        UnseenExpert::Rtn => Unseen::Nothing,
+                        UnseenExpert::SharedHessian => all.as_ref().map_or(Unseen::Nothing, Unseen::All),
+                    },
+                    _ => Unseen::Nothing,
+                };
+                let group = Group::new(self.source.path(), statistics, unseen, self.information, total, asked)?;
                 members
                     .into_par_iter()
                     .map(|(slot, tensor)| {
@@ -221,6 +231,31 @@ impl Job<'_> {
             let quantized: Result<Vec<_>, Error> = groups.into_par_iter().map(quantize).collect();
             Ok(quantized?.into_iter().flatten().collect())
         })
+    }
+
+    /// The inputs of all experts of a stage together, if experts that calibration did not reach are to fall back on them.
+    fn all_experts(
+        &self,
+        groups: &BTreeMap<usize, Vec<(&SlotShape, &PlannedTensor)>>,
+        statistics: &[Statistics],
+    ) -> Result<Option<Statistics>, Error> {
+        if self.recipe.calibration.unseen_experts != UnseenExpert::SharedHessian {
+            return Ok(None);
+        }
+        let mut all: Option<Statistics> = None;
+        for (members, statistics) in groups.values().zip(statistics) {
+            let Some((slot, _)) = members.first().filter(|(slot, _)| matches!(slot.role, Role::Expert(_))) else {
+                continue;
+            };
+            match &mut all {
+                None => all = Some(statistics.clone()),
+                Some(all) => {
+                    let refused = |source| Error::Calibration { what: slot.name.clone(), source };
+                    all.merge(statistics).map_err(refused)?;
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Writes the tensors that come after the last layer: a head that is rounded on what it reads.
@@ -241,7 +276,8 @@ impl Job<'_> {
                 let made = run.packing.time(|| {
                     let total = self.windows.report.tokens as u64;
                     let asked = [(slot.name.as_str(), tensor)].into_iter();
-                    let group = Group::new(self.source.path(), &statistics, self.information, total, asked)?;
+                    let group =
+                        Group::new(self.source.path(), &statistics, Unseen::Nothing, self.information, total, asked)?;
                     group.make(&slot, &head.slot().weight()?, tensor)
                 })?;
                 let sections = Section::compressed(&tensor.name, &made.weight, self.layout)?;

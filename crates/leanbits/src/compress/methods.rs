@@ -131,6 +131,21 @@ pub(super) struct Group<'a> {
     total: u64,
     /// Its Hessian for each format and setting that is asked for.
     hessians: Vec<(Format, GptqConfig, Hessian)>,
+    /// Tokens that reached it.
+    tokens: u64,
+    /// Why the statistics are not its own but those of all experts, if so.
+    borrowed: Option<String>,
+}
+
+/// What an expert falls back on when calibration says too little about its inputs.
+#[derive(Clone, Copy)]
+pub(super) enum Unseen<'a> {
+    /// On nothing.
+    Nothing,
+    /// It is an error, which names the expert.
+    Refuse(usize),
+    /// On the inputs of all experts.
+    All(&'a Statistics),
 }
 
 impl<'a> Group<'a> {
@@ -138,20 +153,37 @@ impl<'a> Group<'a> {
     pub(super) fn new<'m>(
         file: &Path,
         statistics: &'a Statistics,
+        unseen: Unseen<'a>,
         information: &'a Information,
         total: u64,
-        members: impl Iterator<Item = (&'m str, &'m PlannedTensor)>,
+        members: impl Iterator<Item = (&'m str, &'m PlannedTensor)> + Clone,
     ) -> Result<Self, Error> {
-        let mut group = Self { file: file.to_owned(), statistics, information, total, hessians: Vec::new() };
-        if group.too_little().is_some() {
-            return Ok(group);
+        let (tokens, file) = (statistics.tokens(), file.to_owned());
+        let mut group = Self { file, statistics, information, total, hessians: Vec::new(), tokens, borrowed: None };
+        if let Some(reason) = group.too_little() {
+            let mut looking = members.clone().filter(|(_, tensor)| tensor.treatment.method.needs_calibration());
+            match (unseen, looking.next()) {
+                (Unseen::Refuse(expert), Some((name, _))) => {
+                    let source = Box::new(moe_quant::Error::Uncalibrated { expert });
+                    return Err(Error::Experts { file: name.into(), source });
+                }
+                (Unseen::All(all), Some(_)) => {
+                    group.statistics = all;
+                    group.borrowed = Some(reason);
+                }
+                _ => return Ok(group),
+            }
+            if group.too_little().is_some() {
+                return Ok(group);
+            }
         }
+        let file = &group.file.clone();
         for (name, tensor) in members {
             let method = &tensor.treatment.method;
             if let Some(Form::Packed(format) | Form::Corrected { base: format, .. }) = tensor.treatment.form
                 && let Method::Gptq(config) = method.scalar()
                 && group.hessian(format, config).is_none()
-                && let Some(gram) = statistics.gram()
+                && let Some(gram) = group.statistics.gram()
             {
                 let hessian = Hessian::prepare(gram, format, config)
                     .map_err(|source| Refused::from(source).at(file, name, method))?;
@@ -197,8 +229,10 @@ impl<'a> Group<'a> {
             let (what, name) = without_inputs(method);
             outcome.note = Some(format!("{what}: {reason}"));
             outcome.method = Some(name.to_owned());
+        } else if let Some(reason) = &self.borrowed {
+            outcome.note = Some(format!("with the inputs of all experts: {reason}"));
         }
-        let tokens = self.statistics.tokens();
+        let tokens = self.tokens;
         outcome.weights = Some(Energy::of(&match &made {
             Compressed::Packed(packed) => measure(weight, packed)?,
             other => measure_linear(weight, other)?,

@@ -1,5 +1,6 @@
 //! What a recipe says about the model as a whole: its calibration and its change of basis.
 
+use moe_quant::UnseenExpert;
 use quant_calib::GatePower;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,15 @@ pub struct Calibration {
     /// weighs the error of the layer's output. Tokens of other linears count one.
     #[serde(skip_serializing_if = "is_ignored")]
     pub gate_power: GatePower,
+    /// What becomes of an expert that fewer than 0.5 % of the tokens reach: its inputs say too little for a method that looks at
+    /// them.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub unseen_experts: UnseenExpert,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_usual(policy: &UnseenExpert) -> bool {
+    *policy == UnseenExpert::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
@@ -37,7 +47,15 @@ fn is_ignored(power: &GatePower) -> bool {
 impl Default for Calibration {
     /// 128 windows of 512 tokens, seed 0.
     fn default() -> Self {
-        Self { windows: 128, tokens: 512, seed: 0, bos: false, split: None, gate_power: GatePower::Ignored }
+        Self {
+            windows: 128,
+            tokens: 512,
+            seed: 0,
+            bos: false,
+            split: None,
+            gate_power: GatePower::Ignored,
+            unseen_experts: UnseenExpert::Rtn,
+        }
     }
 }
 
