@@ -328,13 +328,13 @@ impl<'a> PackedTensor<'a> {
         Ok(())
     }
 
-    /// Decodes a row that exists into a slice that fits.
+    /// Decodes a row that exists into a slice that fits; with a decoder that takes them together, as many rows as fit.
     pub(crate) fn decode_checked(&self, isa: Isa, row: usize, out: &mut [f32], stream: bool) {
-        let block_row = row / self.layout.block_rows;
-        let codes = &self.codes[row * self.layout.code_row_bytes..][..self.layout.code_row_bytes];
+        let (rows, block_row) = (out.len() / self.layout.columns, row / self.layout.block_rows);
+        let codes = &self.codes[row * self.layout.code_row_bytes..][..rows * self.layout.code_row_bytes];
         if let (Some(decoder), true) = (&self.decoder, isa != Isa::Reference) {
-            let scales = &self.scales[block_row * self.layout.scale_row_bytes..][..self.layout.scale_row_bytes];
-            let zeros = &self.zeros[block_row * self.layout.zero_row_bytes..][..self.layout.zero_row_bytes];
+            let scales = &self.scales[block_row * self.layout.scale_row_bytes..][..rows * self.layout.scale_row_bytes];
+            let zeros = &self.zeros[block_row * self.layout.zero_row_bytes..][..rows * self.layout.zero_row_bytes];
             return decoder.decode(isa, RowBytes { codes, scales, zeros }, out, stream);
         }
         let mut unpacked = vec![0; out.len()];
@@ -360,9 +360,11 @@ impl<'a> PackedTensor<'a> {
         }
         let isa = Isa::current();
         let stream = size_of_val(out) >= kernels::STREAM_FLOATS;
-        let rows = out.chunks_exact_mut(self.layout.columns).enumerate().collect();
-        parallel::for_each(rows, self.layout.columns, |(row, values)| {
-            self.decode_checked(isa, row, values, stream);
+        let decoder = self.decoder.as_ref().filter(|_| isa != Isa::Reference);
+        let rows = decoder.map_or(1, |decoder| decoder.rows_together(&self.layout));
+        let bands = out.chunks_mut(rows * self.layout.columns).enumerate().collect();
+        parallel::for_each(bands, rows * self.layout.columns, |(band, values)| {
+            self.decode_checked(isa, band * rows, values, stream);
             Ok(())
         })
     }

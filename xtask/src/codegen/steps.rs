@@ -65,6 +65,8 @@ const STEPS: &[Step] = &[
     step("unpack(bytes: &[u8], bits: u32, codes: &mut [u8])", "ops::unpack(bytes, bits, codes)",
         &[("Avx512", Call("avx512::decode::unpack"))],
         "Unpacks codes of fewer than 8 bits, see [`ops::unpack`]."),
+    step("decodes_bits() -> bool", "false", &[("Avx512", Body("true"))],
+        "Whether the strips to decode may hold codes of any number of bits, as they are stored."),
     step("decode(codes: &decode::Strip<'_>, out: &mut [f32])", "decode::decode_strip(codes, out, ops::lookup16)",
         &[("Avx2", Call("avx2::decode")), ("Avx512", Call("avx512::decode::decode"))],
         "Values of the codes of a strip."),

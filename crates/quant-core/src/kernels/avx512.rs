@@ -17,16 +17,17 @@ fn prefetch(x: &[f32], ahead: usize) {
 /// Vectors of a strip, at most.
 const VECTORS: usize = ops::STRIP / 16;
 
-/// A parameter of blocks for every vector of them, so that one loop serves blocks of any length.
+/// A parameter of blocks for each of `count` vectors of them, so that one loop serves blocks of any length.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn spread(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize) -> [f32; VECTORS] {
-    let mut out = [0.0; VECTORS];
+fn spread(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize, out: &mut [f32; VECTORS]) {
     let per = group.div_ceil(16);
-    if per.is_power_of_two() {
+    if per >= count {
+        out.fill(params[0] * factor);
+    } else if per.is_power_of_two() {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let index = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(per.trailing_zeros().cast_signed()));
-        for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().take(count.div_ceil(16)).enumerate() {
             // SAFETY: the slices are checked to hold 16 floats.
             unsafe {
                 let part = _mm512_loadu_ps(params[16 * i / per..][..16].as_ptr());
@@ -34,14 +35,11 @@ fn spread(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize) 
                 _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(spread, _mm512_set1_ps(factor)));
             }
         }
-    } else if per >= count {
-        out = [params[0] * factor; VECTORS];
     } else {
         for (out, &param) in out[..count].chunks_mut(per).zip(params) {
             out.fill(param * factor);
         }
     }
-    out
 }
 
 /// Whole cache lines of `to` bypass the caches; the parts of lines at its ends do not.

@@ -9,6 +9,9 @@ use crate::{Element, FloatKind, Format, FormatGrid, IntRule, Layout, Scale, Scal
 use std::cell::RefCell;
 use std::sync::Arc;
 
+/// Values that are decoded in one go, about.
+const TOGETHER: usize = 1 << 16;
+
 /// How a format's rows are decoded; made once a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RowDecoder {
@@ -86,6 +89,7 @@ impl RowDecoder {
             }
             Scale::Double | Scale::Exponent(_) => return None,
         };
+        let group = if scale == Stored::Nothing { STRIP } else { group };
         Some(Self { source, finish, scale, zero, zero_float, code_bits: format.code_bits(), group })
     }
 
@@ -126,7 +130,20 @@ impl RowDecoder {
         })
     }
 
-    /// Decodes one row of `out.len()` values; `stream` stores past the caches.
+    /// How many rows are best decoded as one, where they lie side by side: the blocks of a row are whole, and rows of codes
+    /// begin on bytes.
+    pub(crate) fn rows_together(&self, layout: &Layout) -> usize {
+        let whole = self.scale == Stored::Nothing
+            || (layout.block_columns >= LEAST_GROUP && layout.columns.is_multiple_of(layout.block_columns));
+        let zero_bits = match self.zero {
+            ZeroPoint::Integer { bits } => layout.block_columns_count() * usize::from(bits),
+            _ => 0,
+        };
+        let bytes = [layout.columns * self.code_bits as usize, zero_bits].iter().all(|bits| bits.is_multiple_of(8));
+        if layout.block_rows == 1 && whole && bytes { (TOGETHER / layout.columns.max(1)).max(1) } else { 1 }
+    }
+
+    /// Decodes a row of `out.len()` values, or several as one; `stream` stores past the caches.
     pub(crate) fn decode(&self, isa: Isa, row: RowBytes<'_>, out: &mut [f32], stream: bool) {
         SCRATCH.with_borrow_mut(|scratch| self.decode_row(isa.backend(), row, out, stream, scratch));
     }
@@ -159,16 +176,18 @@ impl RowDecoder {
                     self.read_params(backend, row, start / group, out.len().div_ceil(group), params);
                 }
                 let mut codes = &row.codes[start * bits / 8..][..(out.len() * bits).div_ceil(8)];
-                if !matches!(bits, 4 | 8 | 16) {
+                let mut code_bits = self.code_bits;
+                if !matches!(bits, 4 | 8 | 16) && !backend.decodes_bits() {
                     let unpacked = &mut bytes[..out.len()];
                     backend.unpack(codes, self.code_bits, unpacked);
                     if self.source != Source::Unsigned {
                         sign_extend(unpacked, self.code_bits);
                     }
-                    codes = unpacked;
+                    (codes, code_bits) = (unpacked, 8);
                 }
                 let Params { scales, zeros } = &*params;
-                let strip = Strip { source: &self.source, finish: self.finish, codes, group, scales, zeros };
+                let (source, finish) = (&self.source, self.finish);
+                let strip = Strip { source, finish, codes, bits: code_bits, group, scales, zeros };
                 if stream {
                     backend.decode_past_caches(&strip, &mut values[..out.len()], out);
                 } else {
@@ -220,7 +239,7 @@ fn read_f32(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-fn sign_extend(codes: &mut [u8], bits: u32) {
+pub(super) fn sign_extend(codes: &mut [u8], bits: u32) {
     let sign = 1 << (bits - 1);
     for code in codes {
         *code = (*code ^ sign).wrapping_sub(sign);
@@ -260,8 +279,9 @@ thread_local! {
 pub(crate) struct Strip<'a> {
     pub(super) source: &'a Source,
     pub(super) finish: Finish,
-    /// Nibbles, bytes or 16-bit words, as the source has them.
     pub(super) codes: &'a [u8],
+    /// Of a code: 4, 8 or 16, or what [`Backend::decodes_bits`] promises to take.
+    pub(super) bits: u32,
     /// Values in a block; the last may be shorter.
     pub(super) group: usize,
     /// A scale a block.

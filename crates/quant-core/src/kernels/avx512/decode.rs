@@ -1,10 +1,10 @@
 //! Values of blocks of codes, a vector of 16 at a time, from the registers to where they go.
 
 use super::super::avx2::bytes_of_mut;
-use super::super::decode::{Finish, Source, Strip, decode_strip};
+use super::super::decode::{Finish, Source, Strip, decode_strip, sign_extend};
 use super::super::ops::{self, SmallFloat};
 use super::lines::Lines;
-use super::{AHEAD, VECTORS, spread};
+use super::{AHEAD, VECTORS, prefetch, spread};
 use std::arch::x86_64::*;
 
 const NIBBLES: u8 = 0;
@@ -13,10 +13,18 @@ const UNSIGNED: u8 = 2;
 const FLOAT: u8 = 3;
 const HALF: u8 = 4;
 const BRAIN: u8 = 5;
+/// The same in a stream of bits, neither four nor eight a code.
+const SIGNED_BITS: u8 = 6;
+const UNSIGNED_BITS: u8 = 7;
+const FLOAT_BITS: u8 = 8;
 
 const SCALE: u8 = 0;
 const OFFSET: u8 = 1;
 const AFFINE: u8 = 2;
+const PLAIN: u8 = 3;
+
+/// Bytes between what is written and what is asked for.
+const OUT_AHEAD: usize = 1024;
 
 /// Scales up to here can be multiplied with the factor of a small float or an integer.
 const MODERATE: f32 = 1e30;
@@ -35,7 +43,7 @@ pub(crate) fn unpack(bytes: &[u8], bits: u32, codes: &mut [u8]) {
 pub(crate) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
     let source = Source::Float16(kind);
     let (scales, zeros) = (&[1.0; ops::BLOCKS], &[0.0; ops::BLOCKS]);
-    decode(&Strip { source: &source, finish: Finish::Scale, codes, group: out.len(), scales, zeros }, out);
+    decode(&Strip { source: &source, finish: Finish::Scale, codes, bits: 16, group: out.len(), scales, zeros }, out);
 }
 
 /// Values of the codes of a strip.
@@ -58,40 +66,81 @@ pub(crate) fn decode_past_caches(strip: &Strip<'_>, out: &mut [f32]) -> bool {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn any(strip: &Strip<'_>, out: &mut [f32]) {
-    decode_strip(strip, out, ops::lookup16);
+    let mut codes = [0; ops::STRIP];
+    let mut strip = *strip;
+    if in_bits(&strip) {
+        let codes = &mut codes[..out.len()];
+        unpack(strip.codes, strip.bits, codes);
+        if *strip.source != Source::Unsigned {
+            sign_extend(codes, strip.bits);
+        }
+        (strip.codes, strip.bits) = (codes, 8);
+    }
+    decode_strip(&strip, out, ops::lookup16);
+}
+
+/// Whether codes are neither bytes nor halves nor pairs of bytes.
+fn in_bits(strip: &Strip<'_>) -> bool {
+    !matches!(strip.bits, 4 | 8 | 16)
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn decode_by<const STREAM: bool>(strip: &Strip<'_>, out: &mut [f32]) -> bool {
-    let moderate = || {
-        strip.scales[..out.len().div_ceil(strip.group)].iter().fold(true, |all, &scale| all & (scale.abs() <= MODERATE))
-    };
+    if !strip.group.is_multiple_of(16) && strip.group < out.len() {
+        return false;
+    }
+    let bits = in_bits(strip);
     match (strip.source, strip.finish) {
-        _ if !strip.group.is_multiple_of(16) && strip.group < out.len() => return false,
-        (Source::Nibbles(table), Finish::Scale) => walk::<NIBBLES, 8, SCALE, STREAM>(strip, table, 1.0, (0, 0), out),
-        (Source::Nibbles(table), Finish::Offset) => walk::<NIBBLES, 8, OFFSET, STREAM>(strip, table, 1.0, (0, 0), out),
-        (Source::Nibbles(table), Finish::Affine) => walk::<NIBBLES, 8, AFFINE, STREAM>(strip, table, 1.0, (0, 0), out),
-        // The product with a power of two is exact, whichever comes first.
-        (&Source::Signed { factor }, _) => walk::<SIGNED, 16, SCALE, STREAM>(strip, &[0.0; 16], factor, (0, 0), out),
-        (Source::Unsigned, Finish::Affine) => walk::<UNSIGNED, 16, AFFINE, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out),
-        (Source::Unsigned, _) => walk::<UNSIGNED, 16, OFFSET, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out),
+        (Source::Nibbles(table), finish) => {
+            let all = Constants::of_table(table);
+            match finish {
+                Finish::Scale => walk::<NIBBLES, SCALE, STREAM>(strip, all, out),
+                Finish::Offset => walk::<NIBBLES, OFFSET, STREAM>(strip, all, out),
+                Finish::Affine => walk::<NIBBLES, AFFINE, STREAM>(strip, all, out),
+            }
+        }
+        (&Source::Signed { factor }, _) => {
+            // The product with a power of two is exact, whichever comes first.
+            let all = Constants::of_integers(factor, strip.bits);
+            if bits {
+                walk::<SIGNED_BITS, SCALE, STREAM>(strip, all, out);
+            } else {
+                walk::<SIGNED, SCALE, STREAM>(strip, all, out);
+            }
+        }
+        (Source::Unsigned, finish) => {
+            let all = Constants::of_integers(1.0, strip.bits);
+            match (finish, bits) {
+                (Finish::Affine, false) => walk::<UNSIGNED, AFFINE, STREAM>(strip, all, out),
+                (Finish::Affine, true) => walk::<UNSIGNED_BITS, AFFINE, STREAM>(strip, all, out),
+                (_, false) => walk::<UNSIGNED, OFFSET, STREAM>(strip, all, out),
+                (_, true) => walk::<UNSIGNED_BITS, OFFSET, STREAM>(strip, all, out),
+            }
+        }
         (&Source::Float(kind), _) => {
-            if kind.shift < 13 || !moderate() || has_specials8(strip.codes, kind) {
+            let scales = &strip.scales[..out.len().div_ceil(strip.group)];
+            let moderate = scales.iter().fold(true, |all, &scale| all & (scale.abs() <= MODERATE));
+            let no_specials = kind.max_code + 1 == 1 << kind.sign;
+            if kind.shift < 13 || !moderate || !(no_specials || (!bits && !has_specials8(strip.codes, kind))) {
                 return false;
             }
-            // An f16 of the same bits has another bias.
-            let factor = f32::from_bits(kind.smallest_normal) * 16384.0;
-            walk::<FLOAT, 16, SCALE, STREAM>(strip, &[0.0; 16], factor, (kind.shift - 13, kind.sign), out);
+            let all = Constants::of_floats(kind, strip.bits);
+            if bits {
+                walk::<FLOAT_BITS, SCALE, STREAM>(strip, all, out);
+            } else {
+                walk::<FLOAT, SCALE, STREAM>(strip, all, out);
+            }
         }
         (&Source::Float16(kind), _) => {
             if has_specials16(strip.codes, kind) {
                 return false;
             }
+            let all = Constants::of_table(&[0.0; 16]);
             if kind.shift == 13 {
-                walk::<HALF, 32, SCALE, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out);
+                walk::<HALF, PLAIN, STREAM>(strip, all, out);
             } else {
-                walk::<BRAIN, 32, SCALE, STREAM>(strip, &[0.0; 16], 1.0, (0, 0), out);
+                walk::<BRAIN, PLAIN, STREAM>(strip, all, out);
             }
         }
     }
@@ -123,31 +172,103 @@ fn store_first(to: &mut [f32], v: __m512) {
     unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), (1 << to.len()) - 1, v) };
 }
 
-/// Decodes vectors of 16 codes, of `BYTES` bytes. Past the caches, later codes are asked for meanwhile, so that they are near
-/// when they are looked through.
+/// What all codes share, in every lane.
+#[derive(Clone, Copy)]
+struct Constants {
+    /// Multiplied with every scale.
+    factor: f32,
+    table: __m512,
+    /// Of a float of a byte: how far its exponent and mantissa move to stand where an f16 has them.
+    shift: __m128i,
+    /// The bits of an f16 that it fills.
+    kept: __m256i,
+    /// Of codes in a stream of bits: the two bytes that hold each, and how far it moves to the top of them.
+    pair: __m256i,
+    to_top: __m256i,
+    /// How far it moves back.
+    from_top: __m128i,
+}
+
+impl Constants {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn of_table(table: &[f32; 16]) -> Self {
+        let (none, nothing) = (_mm_setzero_si128(), _mm256_setzero_si256());
+        // SAFETY: `table` is a reference to 16 floats.
+        let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
+        Self { factor: 1.0, table, shift: none, kept: nothing, pair: nothing, to_top: nothing, from_top: none }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn of_integers(factor: f32, bits: u32) -> Self {
+        let mut all = Self { factor, ..Self::of_table(&[0.0; 16]) };
+        if !bits.is_multiple_of(8) {
+            all.find_bits(bits, 16 - bits);
+        }
+        all
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn of_floats(kind: SmallFloat, bits: u32) -> Self {
+        let shift = kind.shift - 13;
+        // An f16 of the same bits has another bias.
+        let factor = f32::from_bits(kind.smallest_normal) * 16384.0;
+        // The sign and, from `shift` on, exponent and mantissa.
+        let kept = _mm256_set1_epi16(i16::MIN | ((1 << kind.sign) - 1) << shift);
+        let shifted = _mm_cvtsi32_si128(shift.cast_signed());
+        let mut all = Self { factor, shift: shifted, kept, ..Self::of_table(&[0.0; 16]) };
+        if !bits.is_multiple_of(8) {
+            all.find_bits(bits, 16 - bits - shift);
+        }
+        all
+    }
+
+    /// Where the bits of 16 codes lie.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    #[expect(clippy::cast_possible_truncation, reason = "less than 16 bytes")]
+    fn find_bits(&mut self, bits: u32, from_top: u32) {
+        let (mut pair, mut to_top) = ([0_u8; 32], [0_u16; 16]);
+        for ((first, pair), to_top) in (0..).step_by(bits as usize).zip(pair.as_chunks_mut::<2>().0).zip(&mut to_top) {
+            *pair = [(first / 8) as u8, (first / 8) as u8 + 1];
+            *to_top = 16 - bits as u16 - (first % 8) as u16;
+        }
+        // SAFETY: both arrays hold 32 bytes.
+        unsafe {
+            self.pair = _mm256_loadu_si256(pair.as_ptr().cast());
+            self.to_top = _mm256_loadu_si256(to_top.as_ptr().cast());
+        }
+        self.from_top = _mm_cvtsi32_si128(from_top.cast_signed());
+    }
+}
+
+/// Decodes vectors of 16 codes. Past the caches, later codes are asked for meanwhile, so that they are near when they are
+/// looked through; otherwise the lines that are written, as a store waits for its line.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn walk<const SOURCE: u8, const BYTES: usize, const FINISH: u8, const STREAM: bool>(
-    strip: &Strip<'_>,
-    table: &[f32; 16],
-    factor: f32,
-    (shift, sign): (u32, u32),
-    out: &mut [f32],
-) {
-    // SAFETY: `table` is a reference to 16 floats.
-    let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
-    let shifted = _mm_cvtsi32_si128(shift.cast_signed());
-    // The sign and, from `shift` on, exponent and mantissa.
-    let kept = _mm256_set1_epi16(i16::MIN | ((1 << sign) - 1) << shift);
+fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_>, all: Constants, out: &mut [f32]) {
     let count = out.len().div_ceil(16);
-    let scales = spread(strip.scales, strip.group, factor, count);
-    let zeros = if FINISH == SCALE { [0.0; VECTORS] } else { spread(strip.zeros, strip.group, 1.0, count) };
-    let value = |codes: &[u8; BYTES], scale: f32, zero: f32| {
-        let v = source::<SOURCE, BYTES>(codes, table, shifted, kept);
-        finish::<FINISH>(v, _mm512_set1_ps(scale), _mm512_set1_ps(zero))
+    let (mut scales, mut zeros) = ([0.0; VECTORS], [0.0; VECTORS]);
+    if FINISH != PLAIN {
+        spread(strip.scales, strip.group, all.factor, count, &mut scales);
+    }
+    if matches!(FINISH, OFFSET | AFFINE) {
+        spread(strip.zeros, strip.group, 1.0, count, &mut zeros);
+    }
+    let value = |codes: &[u8], scale: f32, zero: f32| {
+        finish::<FINISH>(source::<SOURCE>(codes, all), _mm512_set1_ps(scale), _mm512_set1_ps(zero))
     };
-    let vectors = strip.codes.as_chunks::<BYTES>().0.iter();
-    let vectors = vectors.zip(&scales).zip(&zeros).map(|((codes, &scale), &zero)| (codes, scale, zero));
+    // Of 16 codes.
+    let bytes = match SOURCE {
+        NIBBLES => 8,
+        SIGNED | UNSIGNED | FLOAT => 16,
+        HALF | BRAIN => 32,
+        _ => 2 * strip.bits as usize,
+    };
+    let vectors = strip.codes.chunks_exact(bytes).zip(&scales).zip(&zeros);
+    let vectors = vectors.map(|((codes, &scale), &zero)| (codes, scale, zero));
     if STREAM {
         let mut lines = Lines::new(bytes_of_mut(out), true);
         for (codes, scale, zero) in vectors {
@@ -158,15 +279,16 @@ fn walk<const SOURCE: u8, const BYTES: usize, const FINISH: u8, const STREAM: bo
     } else {
         let (lines, tail) = out.as_chunks_mut::<16>();
         for (line, (codes, scale, zero)) in lines.iter_mut().zip(vectors) {
+            prefetch(line, OUT_AHEAD);
             // SAFETY: `line` is a reference to 16 floats.
             unsafe { _mm512_storeu_ps(line.as_mut_ptr(), value(codes, scale, zero)) };
         }
         if !tail.is_empty() {
-            let mut padded = [0; BYTES];
-            let rest = &strip.codes[lines.len() * BYTES..];
+            let mut padded = [0; 32];
+            let rest = &strip.codes[lines.len() * bytes..];
             padded[..rest.len()].copy_from_slice(rest);
             let last = lines.len() % VECTORS;
-            store_first(tail, value(&padded, scales[last], zeros[last]));
+            store_first(tail, value(&padded[..bytes], scales[last], zeros[last]));
         }
     }
 }
@@ -177,23 +299,25 @@ fn finish<const FINISH: u8>(v: __m512, scale: __m512, zero: __m512) -> __m512 {
     match FINISH {
         SCALE => _mm512_mul_ps(v, scale),
         OFFSET => _mm512_mul_ps(_mm512_sub_ps(v, zero), scale),
-        _ => _mm512_add_ps(_mm512_mul_ps(v, scale), zero),
+        AFFINE => _mm512_add_ps(_mm512_mul_ps(v, scale), zero),
+        _ => v,
     }
 }
 
 /// What 16 codes stand for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn source<const SOURCE: u8, const BYTES: usize>(
-    codes: &[u8; BYTES],
-    table: __m512,
-    shift: __m128i,
-    kept: __m256i,
-) -> __m512 {
+fn source<const SOURCE: u8>(codes: &[u8], all: Constants) -> __m512 {
     // SAFETY: the slice is checked to hold what is read.
     let load16 = || unsafe { _mm_loadu_si128(codes[..16].as_ptr().cast()) };
     // SAFETY: as above.
     let load32 = || unsafe { _mm256_loadu_si256(codes[..32].as_ptr().cast()) };
+    // Each code of a stream of bits at the top of a word.
+    let at_top = || {
+        // SAFETY: as many bytes are read as there are.
+        let bytes = unsafe { _mm_maskz_loadu_epi8(_bzhi_u32(u32::MAX, codes.len() as u32) as u16, codes.as_ptr().cast()) };
+        _mm256_sllv_epi16(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), all.pair), all.to_top)
+    };
     match SOURCE {
         NIBBLES => {
             let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
@@ -202,16 +326,20 @@ fn source<const SOURCE: u8, const BYTES: usize>(
             let both = _mm512_castsi128_si512(_mm_cvtsi64_si128(word));
             // The lookup heeds the low four bits of an index only.
             let index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(halves, both), shifts);
-            _mm512_permutexvar_ps(index, table)
+            _mm512_permutexvar_ps(index, all.table)
         }
         SIGNED => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16())),
         UNSIGNED => _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16())),
         FLOAT => {
             // Exponent and mantissa become the low bits of those of an f16; copies of the sign are cleared.
-            let half = _mm256_sll_epi16(_mm256_cvtepi8_epi16(load16()), shift);
-            _mm512_cvtph_ps(_mm256_and_si256(half, kept))
+            let half = _mm256_sll_epi16(_mm256_cvtepi8_epi16(load16()), all.shift);
+            _mm512_cvtph_ps(_mm256_and_si256(half, all.kept))
         }
         HALF => _mm512_cvtph_ps(load32()),
-        _ => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32()))),
+        BRAIN => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32()))),
+        SIGNED_BITS => _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_sra_epi16(at_top(), all.from_top))),
+        UNSIGNED_BITS => _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_srl_epi16(at_top(), all.from_top))),
+        // As above: copies of the sign are cleared, and what followed the code.
+        _ => _mm512_cvtph_ps(_mm256_and_si256(_mm256_sra_epi16(at_top(), all.from_top), all.kept)),
     }
 }

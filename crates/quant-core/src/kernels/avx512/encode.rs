@@ -467,7 +467,11 @@ fn constants(element: &Element, positive_zero: bool) -> Constants {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn walk<const UNIT: u8, const KIND: u8>(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     let constants = constants(strip.element, strip.positive_zero);
-    let params = |of: &[f32; ops::BLOCKS]| spread(of, strip.group, 1.0, strip.x.len().div_ceil(16));
+    let params = |of: &[f32; ops::BLOCKS]| {
+        let mut out = [0.0; VECTORS];
+        spread(of, strip.group, 1.0, strip.x.len().div_ceil(16), &mut out);
+        out
+    };
     let scales = if UNIT == KEEP { [0.0; VECTORS] } else { params(strip.scales) };
     let (high, low) =
         if UNIT == QUOTIENT { (params(strip.high), params(strip.low)) } else { ([0.0; VECTORS], [0.0; VECTORS]) };
