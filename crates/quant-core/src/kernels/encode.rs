@@ -430,13 +430,29 @@ pub(crate) struct Fitted {
 /// See [`Backend::fit`].
 #[inline(always)]
 pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
+    fit_by(plan, fitted, count, out, |steps, codes, taken| {
+        for (step, &code) in taken.iter_mut().zip(codes) {
+            *step = steps[usize::from(code & 127)];
+        }
+    })
+}
+
+/// The same; `lookup` takes the entry of each code from a table.
+#[inline(always)]
+pub(super) fn fit_by(
+    plan: &RowEncoder,
+    fitted: &mut Fitted,
+    count: usize,
+    out: &mut [u8],
+    lookup: impl Fn(&[f32; 128], &[u8], &mut [f32]),
+) -> bool {
     let Fitted { scales, zeros, reach, .. } = fitted;
     let scales = &mut scales[..count];
     match plan.fit {
         Fit::Symmetric { .. } | Fit::Asymmetric { .. } => fit_ranges(plan, scales, &mut zeros[..count], reach, out),
         _ => {
             let most = scales.iter().fold(0, |most, amax| amax.to_bits().max(most));
-            most < INFINITE && fit_amax(plan, scales, reach, out)
+            most < INFINITE && fit_amax(plan, scales, reach, out, lookup)
         }
     }
 }
@@ -447,7 +463,13 @@ const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 /// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are clamped to a byte")]
-fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u8]) -> bool {
+fn fit_amax(
+    plan: &RowEncoder,
+    scales: &mut [f32],
+    reach: &mut f32,
+    out: &mut [u8],
+    lookup: impl Fn(&[f32; 128], &[u8], &mut [f32]),
+) -> bool {
     match &plan.fit {
         &Fit::Amax { divisor, least } => {
             for scale in scales.iter_mut() {
@@ -509,9 +531,7 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
                 *byte = if amax == 0.0 { *of_zero } else { code } as u8;
             }
             let mut taken = [1.0; BLOCKS];
-            for (step, &code) in taken.iter_mut().zip(out.iter()) {
-                *step = steps[usize::from(code & 127)];
-            }
+            lookup(steps, &out[..scales.len()], &mut taken);
             let (mut far, divides) = (0, plan.unit == Unit::Divide);
             for (scale, &step) in scales.iter_mut().zip(&taken) {
                 let amax = *scale;

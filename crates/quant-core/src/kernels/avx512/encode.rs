@@ -50,6 +50,7 @@ fn reciprocals(plan: &RowEncoder, fitted: &mut Fitted, count: usize) {
 
 /// The same for the blocks of a tile, from the lanes of their magnitudes. Counts are constants here, which makes straight
 /// lines of loops; the first block stands in for those that are not there, as zero may have a slow reciprocal.
+/// Tells whether codes can be made by multiplication; `None` when the reference must decide.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn fit_tile(
@@ -58,26 +59,52 @@ fn fit_tile(
     lanes: &[__m512i; TILE / 16],
     count: usize,
     out: &mut [u8],
-) -> bool {
-    let vectors = lanes.as_chunks::<16>().0.iter().zip(fitted.scales.as_chunks_mut::<16>().0);
-    for (lanes, amax) in vectors.take(count.div_ceil(16)) {
+) -> Option<bool> {
+    let sixteens = lanes.as_chunks::<16>().0.iter();
+    for (lanes, amax) in sixteens.zip(fitted.scales.as_chunks_mut::<16>().0).take(count.div_ceil(16)) {
         // SAFETY: `amax` is a reference to 16 floats.
         unsafe { _mm512_storeu_si512(amax.as_mut_ptr().cast(), max_of_each(*lanes)) };
     }
     let mut stored = [0; 4 * TILE / 16];
-    let done = if count > 16 {
-        let done = plain::fit(plan, fitted, 32, &mut stored);
-        reciprocals(plan, fitted, 32);
-        done
-    } else {
-        let first = fitted.scales[0];
-        fitted.scales[count..16].fill(first);
-        let done = plain::fit(plan, fitted, 16, &mut stored);
-        reciprocals(plan, fitted, 16);
-        done
+    let by_vectors = |steps: &[f32; 128], codes: &[u8], taken: &mut [f32]| {
+        for (codes, taken) in codes.as_chunks().0.iter().zip(taken.as_chunks_mut().0) {
+            lookup128(steps, codes, taken);
+        }
+    };
+    let done = match count {
+        ..=16 => plain::fit_by(plan, fitted, 16, &mut stored, by_vectors),
+        32 => plain::fit_by(plan, fitted, 32, &mut stored, by_vectors),
+        _ => plain::fit_by(plan, fitted, 64, &mut stored, by_vectors),
     };
     out.copy_from_slice(&stored[..out.len()]);
-    done
+    match (plan.unit, &plan.element) {
+        _ if !done => None,
+        (Unit::Divide, _) => {
+            let count = count.next_multiple_of(16);
+            reciprocals(plan, fitted, count);
+            Some(divides_exactly(&fitted.scales[..count], fitted.reach))
+        }
+        (_, Kind::Small(Element::Int { .. })) => Some(fitted.reach.is_finite()),
+        _ => Some(true),
+    }
+}
+
+/// The entries of 16 codes below 128 in a table, by permutations, which are quicker than reading them one by one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn lookup128(table: &[f32; 128], codes: &[u8; 16], out: &mut [f32; 16]) {
+    let (parts, _) = table.as_chunks::<16>();
+    // SAFETY: the loads read 16 bytes and 16 floats of references to as many, and 16 floats are written.
+    unsafe {
+        let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+        let part = |i: usize| _mm512_loadu_ps(parts[i].as_ptr());
+        // Of 32 entries; the low five bits count.
+        let of = |i: usize| _mm512_permutex2var_ps(part(2 * i), codes, part(2 * i + 1));
+        let bit = |bit: i32| _mm512_test_epi32_mask(codes, _mm512_set1_epi32(bit));
+        let (low, high) =
+            (_mm512_mask_blend_ps(bit(32), of(0), of(1)), _mm512_mask_blend_ps(bit(32), of(2), of(3)));
+        _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mask_blend_ps(bit(64), low, high));
+    }
 }
 
 /// See [`Backend::encode_blocks`](super::super::Backend::encode_blocks).
@@ -100,8 +127,9 @@ pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
     }
 }
 
-/// Values whose extremes are found together, while codes of those before are made.
-const TILE: usize = 512;
+/// Values whose extremes are found together, while codes of those before are made, at most; half as many where blocks are
+/// an odd multiple of that.
+const TILE: usize = 1024;
 
 /// See [`Backend::encode_tiles`](super::super::Backend::encode_tiles).
 #[inline]
@@ -120,7 +148,7 @@ pub(crate) fn encode_tiles(
         Kind::Float16(kind) => return cast_to_halves(plan, *kind, x, codes),
         Kind::Small(element) => element,
     };
-    let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256) || plan.group.is_multiple_of(TILE);
+    let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256) || plan.group.is_multiple_of(TILE / 2);
     if !(group || plan.unit == Unit::Keep) || !matches!(plan.code_bits, 4 | 8) {
         return Some(0);
     }
@@ -170,8 +198,7 @@ fn cast_to_halves(plan: &RowEncoder, kind: SmallFloat, x: &[f32], codes: &mut [u
     (_mm512_reduce_max_epu32(most) < ops::INFINITE).then_some(32 * pieces.len())
 }
 
-/// What divides or multiplies the values of a tile, by block.
-#[derive(Clone, Copy)]
+/// What divides or multiplies the values of a tile, for each vector.
 struct Params {
     scales: [f32; TILE / 16],
     high: [f32; TILE / 16],
@@ -181,9 +208,66 @@ struct Params {
 impl Params {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn of(fitted: &Fitted) -> Self {
-        let first = |all: &[f32; ops::BLOCKS]| *all.first_chunk().unwrap_or(&[0.0; TILE / 16]);
-        Self { scales: first(&fitted.scales), high: first(&fitted.high), low: first(&fitted.low) }
+    fn set<const UNIT: u8>(&mut self, fitted: &Fitted, group: usize) {
+        spread(&fitted.scales, group, 1.0, TILE / 16, &mut self.scales);
+        if UNIT == QUOTIENT {
+            spread(&fitted.high, group, 1.0, TILE / 16, &mut self.high);
+            spread(&fitted.low, group, 1.0, TILE / 16, &mut self.low);
+        }
+    }
+}
+
+/// Largest magnitudes of a tile in each lane: of its vectors, of pairs of them or of fours, whichever blocks are made of.
+struct Extremes {
+    lanes: [__m512i; TILE / 16],
+    /// Vectors, pairs or fours of a block of a tile.
+    per_block: usize,
+    /// Values of a block.
+    group: usize,
+}
+
+impl Extremes {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn new(group: usize, tile: usize) -> Self {
+        Self { lanes: [_mm512_setzero_si512(); TILE / 16], per_block: (group.min(tile) / 64).max(1), group }
+    }
+
+    /// Takes 64 values, the `piece`-th of a tile.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn take(&mut self, piece: usize, x: &[f32; 64]) {
+        let mut v = [_mm512_setzero_si512(); 4];
+        for (v, x) in v.iter_mut().zip(x.as_chunks::<16>().0) {
+            // SAFETY: `x` is a reference to 16 floats.
+            *v = magnitude(unsafe { _mm512_loadu_ps(x.as_ptr()) });
+        }
+        let piece = piece % (TILE / 64);
+        if self.group == 16 {
+            self.lanes.as_chunks_mut::<4>().0[piece] = v;
+            return;
+        }
+        let pairs = [_mm512_max_epu32(v[0], v[1]), _mm512_max_epu32(v[2], v[3])];
+        if self.group == 32 {
+            self.lanes.as_chunks_mut::<2>().0[piece] = pairs;
+        } else {
+            self.lanes[piece] = _mm512_max_epu32(pairs[0], pairs[1]);
+        }
+    }
+
+    /// The lanes of a tile's blocks, then those of the first block again.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn fold(&mut self, blocks: usize) {
+        if self.group <= 32 {
+            return;
+        }
+        for block in 0..blocks {
+            let parts = &self.lanes[block * self.per_block..][..self.per_block];
+            self.lanes[block] = parts.iter().fold(_mm512_setzero_si512(), |all, &part| _mm512_max_epu32(all, part));
+        }
+        let first = self.lanes[0];
+        self.lanes[blocks..16].fill(first);
     }
 }
 
@@ -200,80 +284,77 @@ fn tiles<const UNIT: u8, const KIND: u8>(
     scales: &mut [u8],
 ) -> Option<usize> {
     let all = constants(element, plan.positive_zero);
-    // A block is a power of two of vectors, or several tiles, which then go together.
-    let (per, shift) = match plan.group / TILE {
-        _ if UNIT == KEEP => (1, 0),
-        0 => (1, (plan.group / 16).trailing_zeros()),
-        per => (per, usize::BITS - 1),
-    };
-    // Blocks of what goes together, and bytes of their scales.
-    let count = TILE / plan.group.clamp(16, TILE);
+    let group = if UNIT == KEEP { TILE } else { plan.group };
+    let tile = if group.is_multiple_of(TILE) || group < TILE / 2 { TILE } else { TILE / 2 };
+    // A block is a part of a tile, or several tiles, which then go together.
+    let per = group.div_ceil(tile);
+    let count = tile / group.min(tile);
     let stored = count * plan.scale_bytes();
-    let tiles = x.as_chunks::<TILE>().0;
-    let tiles = &tiles[..tiles.len() / per * per];
-    if tiles.is_empty() {
+    let tiles = x.len() / (per * tile) * per;
+    if tiles == 0 {
         return Some(0);
     }
-    let mut lines = Lines::new(&mut codes[..tiles.len() * TILE / 8 * plan.code_bits as usize], plan.stream);
-    let mut lanes = [_mm512_setzero_si512(); TILE / 16];
-    let mut largest = _mm512_setzero_si512();
-    let mut even = _mm512_setzero_si512();
-    let mut done = tiles.len();
-    let exact = |fitted: &Fitted| match (UNIT, KIND) {
-        (QUOTIENT, _) => divides_exactly(&fitted.scales[..count], fitted.reach),
-        (MULTIPLY, SIGNED) => fitted.reach.is_finite(),
-        _ => true,
-    };
+    let tile_of = |i: usize| &x[i * tile..][..tile];
+    let mut lines = Lines::new(&mut codes[..tiles * tile / 8 * plan.code_bits as usize], plan.stream);
+    let mut extremes = Extremes::new(group, tile);
+    let mut params = Params { scales: [1.0; TILE / 16], high: [1.0; TILE / 16], low: [0.0; TILE / 16] };
+    let (mut largest, mut even) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+    let mut done = tiles;
+    // Of the tiles of a block that is longer than one.
+    let mut block = _mm512_setzero_si512();
     if UNIT != KEEP {
-        extremes_of(&tiles[..per], shift, &mut lanes);
-        if !fit_tile(plan, fitted, &lanes, count, &mut scales[..stored]) {
-            return None;
+        for i in 0..2 * per {
+            if i == per {
+                if !fit_tile(plan, fitted, &extremes.lanes, count, &mut scales[..stored])? {
+                    return Some(0);
+                }
+                block = _mm512_setzero_si512();
+            }
+            if i < tiles {
+                for (piece, x) in tile_of(i).as_chunks::<64>().0.iter().enumerate() {
+                    extremes.take(piece, x);
+                }
+                extremes.fold(count);
+                if per > 1 {
+                    block = _mm512_max_epu32(block, extremes.lanes[0]);
+                    extremes.lanes[..16].fill(block);
+                }
+            }
         }
-        if !exact(fitted) {
-            return Some(0);
-        }
-        extremes_of(&tiles[per..][..per.min(tiles.len() - per)], shift, &mut lanes);
     }
-    let mut params = Params::of(fitted);
-    for (i, tile) in tiles.iter().enumerate() {
+    for i in 0..tiles {
         if i == done {
             break;
         }
         if UNIT != KEEP && i % per == 0 {
-            params = Params::of(fitted);
-            if let Some(scales) = scales.get_mut((i / per + 1) * stored..).filter(|_| i + per < tiles.len()) {
-                if !fit_tile(plan, fitted, &lanes, count, &mut scales[..stored]) {
-                    return None;
-                }
-                if !exact(fitted) {
+            params.set::<UNIT>(fitted, group);
+            if let Some(scales) = scales.get_mut((i / per + 1) * stored..).filter(|_| i + per < tiles) {
+                if !fit_tile(plan, fitted, &extremes.lanes, count, &mut scales[..stored])? {
                     done = i + per;
                 }
             }
+            block = _mm512_setzero_si512();
         }
         // After the last there is nothing to find; finding something again spares a branch.
-        let next = tiles.get(i + 2 * per).unwrap_or(tile);
-        for (p, (piece, next)) in tile.as_chunks::<64>().0.iter().zip(next.as_chunks::<64>().0).enumerate() {
+        let next = tile_of(if i + 2 * per < tiles { i + 2 * per } else { i });
+        let pieces = tile_of(i).as_chunks::<64>().0.iter().zip(next.as_chunks::<64>().0);
+        let params = params.scales.as_chunks::<4>().0.iter().zip(params.high.as_chunks::<4>().0).zip(params.low.as_chunks::<4>().0);
+        for (p, ((x, next), ((scales, high), low))) in pieces.zip(params).enumerate() {
             for line in next.as_chunks::<16>().0 {
                 prefetch(line, AHEAD);
             }
             if UNIT != KEEP {
-                extremes(next, TILE / 16 * (i % per) + 4 * p, shift, &mut lanes);
+                extremes.take(p, next);
             }
             let mut code = [_mm512_setzero_si512(); 4];
-            for (j, (code, x)) in code.iter_mut().zip(piece.as_chunks::<16>().0).enumerate() {
+            for (j, (code, x)) in code.iter_mut().zip(x.as_chunks::<16>().0).enumerate() {
                 // SAFETY: `x` is a reference to 16 floats.
                 let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
                 if UNIT == KEEP {
                     largest = _mm512_max_epu32(largest, magnitude(x));
                 }
-                let block = ((4 * p + j) >> shift) % (TILE / 16);
-                let lanes = Lanes {
-                    scale: if UNIT == KEEP { all.factor } else { _mm512_set1_ps(params.scales[block]) },
-                    high: if UNIT == QUOTIENT { _mm512_set1_ps(params.high[block]) } else { all.factor },
-                    low: if UNIT == QUOTIENT { _mm512_set1_ps(params.low[block]) } else { all.factor },
-                    zero: all.factor,
-                };
-                *code = sixteen::<UNIT, KIND>(x, lanes, all);
+                let [scale, high, low] = [scales[j], high[j], low[j]].map(|v| _mm512_set1_ps(v));
+                *code = sixteen::<UNIT, KIND>(x, Lanes { scale, high, low, zero: all.factor }, all);
             }
             let bytes = bytes::<KIND>(code, all);
             if plan.code_bits == 8 {
@@ -284,39 +365,16 @@ fn tiles<const UNIT: u8, const KIND: u8>(
                 lines.push(nibbles(even, bytes));
             }
         }
-    }
-    lines.finish();
-    (_mm512_reduce_max_epu32(largest) < ops::INFINITE).then_some(done * TILE)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn extremes_of(tiles: &[[f32; TILE]], shift: u32, lanes: &mut [__m512i; TILE / 16]) {
-    for (i, piece) in tiles.as_flattened().as_chunks::<64>().0.iter().enumerate() {
-        extremes(piece, 4 * i, shift, lanes);
-    }
-}
-
-/// Takes four vectors, of which `vector` is the first, into the lanes of their blocks of `2^shift` vectors.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn extremes(piece: &[f32; 64], vector: usize, shift: u32, lanes: &mut [__m512i; TILE / 16]) {
-    let mut v = [_mm512_setzero_si512(); 4];
-    for (v, x) in v.iter_mut().zip(piece.as_chunks::<16>().0) {
-        // SAFETY: `x` is a reference to 16 floats.
-        *v = magnitude(unsafe { _mm512_loadu_ps(x.as_ptr()) });
-    }
-    let (low, high) = (_mm512_max_epu32(v[0], v[1]), _mm512_max_epu32(v[2], v[3]));
-    let block = (vector >> shift) % (TILE / 16);
-    match (shift, lanes[block..].first_chunk_mut::<4>()) {
-        (0, Some(lanes)) => *lanes = v,
-        (1, _) => (lanes[block], lanes[(block + 1) % (TILE / 16)]) = (low, high),
-        _ => {
-            let four = _mm512_max_epu32(low, high);
-            let starts = vector.trailing_zeros() >= shift;
-            lanes[block] = if starts { four } else { _mm512_max_epu32(lanes[block], four) };
+        if UNIT != KEEP {
+            extremes.fold(count);
+            if per > 1 {
+                block = _mm512_max_epu32(block, extremes.lanes[0]);
+                extremes.lanes[..16].fill(block);
+            }
         }
     }
+    lines.finish();
+    (_mm512_reduce_max_epu32(largest) < ops::INFINITE).then_some(done * tile)
 }
 
 /// Bits of magnitudes; they order as the magnitudes do.
@@ -358,15 +416,11 @@ fn nibbles(first: __m512i, second: __m512i) -> __m512i {
 }
 
 /// Whether no quotient with such scales overflows and none that matters underflows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn divides_exactly(scales: &[f32], reach: f32) -> bool {
-    // Bits of positive floats order as they do.
-    let (mut least, mut most) = (u32::MAX, 0);
-    for scale in scales {
-        least = least.min(scale.to_bits());
-        most = most.max(scale.to_bits());
-    }
-    let scales = f32::from_bits(least)..=f32::from_bits(most);
-    scales.start() >= EXACT_SCALES.start() && scales.end() <= EXACT_SCALES.end() && reach <= EXACT_RANGE
+    let exact = |scale: &f32| (EXACT_SCALES.start()..=EXACT_SCALES.end()).contains(&scale);
+    scales.iter().fold(reach <= EXACT_RANGE, |all, scale| all & exact(scale))
 }
 
 /// What no other function here covers. Not inlined: it is compiled once, not once a caller.

@@ -1,18 +1,18 @@
 //! Vectors written one after the other.
 
 use std::arch::x86_64::*;
-use std::slice::IterMut;
 
 /// Memory that is filled a vector of 64 bytes at a time, in order.
 ///
-/// Past the caches whole cache lines are written. They begin elsewhere than vectors do: each is made of parts of two.
+/// Past the caches whole cache lines are written. They begin elsewhere than vectors do: each is made of parts of two, so that
+/// a vector is written when the next one is there.
 pub(super) struct Lines<'a> {
     stream: bool,
-    /// The part of a line in front, until it is written.
-    head: Option<&'a mut [u8]>,
-    lines: IterMut<'a, [u8; 64]>,
-    tail: &'a mut [u8],
-    /// The last vector, the end of which is not written yet.
+    out: &'a mut [u8],
+    /// Where the last vector begins that is not written yet.
+    at: usize,
+    /// Bytes of a vector in front of a line.
+    before: usize,
     held: __m512i,
     turn: __m512i,
 }
@@ -23,54 +23,48 @@ impl<'a> Lines<'a> {
         !stream || out.as_ptr().addr().is_multiple_of(4)
     }
 
+    /// `out` holds a number of whole vectors.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     pub(super) fn new(out: &'a mut [u8], stream: bool) -> Self {
-        let before = if stream { out.as_ptr().align_offset(64).min(out.len()) } else { 0 };
-        let (head, rest) = out.split_at_mut(before);
-        let (lines, tail) = rest.as_chunks_mut::<64>();
+        let before = if stream { out.as_ptr().align_offset(64) % 64 } else { 0 };
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 16")]
         let turn = _mm512_add_epi32(lanes, _mm512_set1_epi32((before / 4) as i32));
-        Self { stream, head: Some(head), lines: lines.iter_mut(), tail, held: _mm512_setzero_si512(), turn }
+        Self { stream, out, at: 0, before, held: _mm512_setzero_si512(), turn }
     }
 
     /// Writes a vector; what is left of the memory must hold it.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     pub(super) fn push(&mut self, v: __m512i) {
+        let (at, last) = (self.at, self.held);
+        (self.at, self.held) = (at + 64, v);
         if !self.stream {
-            if let Some(line) = self.lines.next() {
-                // SAFETY: `line` is a reference to 64 bytes.
+            if let Some(line) = self.out.get_mut(at..at + 64) {
+                // SAFETY: `line` is a slice of 64 bytes.
                 unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), v) };
             }
-            return;
+        } else if at == 0 {
+            store_first(&mut self.out[..self.before], v);
+        } else if let Some(line) = self.out.get_mut(at + self.before - 64..at + self.before) {
+            // SAFETY: `line` is a slice of 64 bytes, and `before` is where a multiple of 64 lies.
+            unsafe { _mm512_stream_si512(line.as_mut_ptr().cast(), _mm512_permutex2var_epi32(last, self.turn, v)) };
         }
-        match self.head.take() {
-            Some(head) => store_first(head, v),
-            None => {
-                if let Some(line) = self.lines.next() {
-                    let both = _mm512_permutex2var_epi32(self.held, self.turn, v);
-                    // SAFETY: `line` is a reference to 64 bytes, and lines start on multiples of 64.
-                    unsafe { _mm512_stream_si512(line.as_mut_ptr().cast(), both) };
-                }
-            }
-        }
-        self.held = v;
     }
 
     /// Writes what is still held.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn finish(mut self) {
-        if !self.stream {
+    pub(super) fn finish(self) {
+        if !self.stream || self.at == 0 {
             return;
         }
-        let last = _mm512_permutexvar_epi32(self.turn, self.held);
-        match self.lines.next() {
+        let (at, last) = (self.at + self.before - 64, _mm512_permutexvar_epi32(self.turn, self.held));
+        match self.out.get_mut(at..at + 64) {
             // SAFETY: as above.
             Some(line) => unsafe { _mm512_stream_si512(line.as_mut_ptr().cast(), last) },
-            None => store_first(self.tail, last),
+            None => store_first(&mut self.out[at..], last),
         }
     }
 }
