@@ -20,13 +20,7 @@ const VECTORS: usize = ops::STRIP / 16;
 /// A parameter of blocks for each of `count` vectors of them, so that one loop serves blocks of any length.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn spread<const N: usize>(
-    params: &[f32; ops::BLOCKS],
-    group: usize,
-    factor: f32,
-    count: usize,
-    out: &mut [f32; N],
-) {
+fn spread<const N: usize>(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize, out: &mut [f32; N]) {
     let per = group.div_ceil(16);
     if per >= count {
         out.fill(params[0] * factor);

@@ -521,14 +521,15 @@ fn fit_amax(
             true
         }
         Fit::Nested(nested) => {
-            let Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, steps } = &**nested;
+            // Copies: what is read in a condition would be gathered lane by lane.
+            let &Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, ref steps } = &**nested;
             let mut lost = 0;
             for (&amax, byte) in scales.iter().zip(out.iter_mut()) {
                 let t = ((amax / largest) / second) * factor;
-                let code = kind.encode(fmax(t, *least));
-                let code = if code == 0 { *instead_of_zero } else { code };
+                let code = kind.encode(fmax(t, least));
+                let code = if code == 0 { instead_of_zero } else { code };
                 lost |= u32::from(t == 0.0) & u32::from(amax != 0.0);
-                *byte = if amax == 0.0 { *of_zero } else { code } as u8;
+                *byte = if amax == 0.0 { of_zero } else { code } as u8;
             }
             let mut taken = [1.0; BLOCKS];
             lookup(steps, &out[..scales.len()], &mut taken);

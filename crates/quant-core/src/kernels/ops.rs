@@ -369,7 +369,7 @@ impl Bins {
     }
 
     fn cells(edges: &[f32]) -> Option<Cells> {
-        let cell = |v: f32| (v * Self::CELLS + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
+        let cell = |v: f32| v.mul_add(Self::CELLS, MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()).cast_signed();
         let mut cells = Cells { first: [0; 32], edge: [f32::INFINITY; 32] };
         for i in -15_i32..=15 {
             let slot = (i & 31).cast_unsigned() as usize;

@@ -315,7 +315,8 @@ fn source<const SOURCE: u8>(codes: &[u8], all: Constants) -> __m512 {
     // Each code of a stream of bits at the top of a word.
     let at_top = || {
         // SAFETY: as many bytes are read as there are.
-        let bytes = unsafe { _mm_maskz_loadu_epi8(_bzhi_u32(u32::MAX, codes.len() as u32) as u16, codes.as_ptr().cast()) };
+        let bytes =
+            unsafe { _mm_maskz_loadu_epi8(_bzhi_u32(u32::MAX, codes.len() as u32) as u16, codes.as_ptr().cast()) };
         _mm256_sllv_epi16(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), all.pair), all.to_top)
     };
     match SOURCE {

@@ -6,7 +6,7 @@ use super::super::RowEncoder;
 use super::super::encode::{self as plain, Fitted, Kind};
 use super::super::ops::{self, Bins, Cells, Element, SmallFloat, Strip, Unit};
 use super::lines::Lines;
-use super::{AHEAD, VECTORS, max_of_each, prefetch, spread};
+use super::{VECTORS, max_of_each, prefetch, spread};
 use std::arch::x86_64::*;
 
 /// Scales by which [`quotient`] divides exactly: 2^-60 to 2^60.
@@ -101,8 +101,7 @@ fn lookup128(table: &[f32; 128], codes: &[u8; 16], out: &mut [f32; 16]) {
         // Of 32 entries; the low five bits count.
         let of = |i: usize| _mm512_permutex2var_ps(part(2 * i), codes, part(2 * i + 1));
         let bit = |bit: i32| _mm512_test_epi32_mask(codes, _mm512_set1_epi32(bit));
-        let (low, high) =
-            (_mm512_mask_blend_ps(bit(32), of(0), of(1)), _mm512_mask_blend_ps(bit(32), of(2), of(3)));
+        let (low, high) = (_mm512_mask_blend_ps(bit(32), of(0), of(1)), _mm512_mask_blend_ps(bit(32), of(2), of(3)));
         _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mask_blend_ps(bit(64), low, high));
     }
 }
@@ -130,6 +129,9 @@ pub(crate) fn encode_blocks(strip: &Strip<'_>, codes: &mut [u8]) -> bool {
 /// Values whose extremes are found together, while codes of those before are made, at most; half as many where blocks are
 /// an odd multiple of that.
 const TILE: usize = 1024;
+/// Bytes between the values whose extremes are found and those that are asked for. With three tiles this fits the
+/// first-level cache.
+const TILE_AHEAD: usize = 6144;
 
 /// See [`Backend::encode_tiles`](super::super::Backend::encode_tiles).
 #[inline]
@@ -149,7 +151,7 @@ pub(crate) fn encode_tiles(
         Kind::Small(element) => element,
     };
     let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256) || plan.group.is_multiple_of(TILE / 2);
-    if !(group || plan.unit == Unit::Keep) || !matches!(plan.code_bits, 4 | 8) {
+    if !(group || plan.unit == Unit::Keep) || !matches!(plan.code_bits, 4 | 6 | 8) {
         return Some(0);
     }
     match (element, plan.unit) {
@@ -259,15 +261,29 @@ impl Extremes {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     fn fold(&mut self, blocks: usize) {
-        if self.group <= 32 {
-            return;
-        }
-        for block in 0..blocks {
-            let parts = &self.lanes[block * self.per_block..][..self.per_block];
-            self.lanes[block] = parts.iter().fold(_mm512_setzero_si512(), |all, &part| _mm512_max_epu32(all, part));
+        match self.per_block {
+            1 => {}
+            2 => self.fold_by::<2>(),
+            4 => self.fold_by::<4>(),
+            8 => self.fold_by::<8>(),
+            _ => self.fold_by::<16>(),
         }
         let first = self.lanes[0];
-        self.lanes[blocks..16].fill(first);
+        if blocks < 16 {
+            self.lanes[blocks..16].fill(first);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn fold_by<const N: usize>(&mut self) {
+        for block in 0..TILE / 64 / N {
+            let mut all = self.lanes[N * block];
+            for i in 1..N {
+                all = _mm512_max_epu32(all, self.lanes[N * block + i]);
+            }
+            self.lanes[block] = all;
+        }
     }
 }
 
@@ -298,7 +314,9 @@ fn tiles<const UNIT: u8, const KIND: u8>(
     let mut lines = Lines::new(&mut codes[..tiles * tile / 8 * plan.code_bits as usize], plan.stream);
     let mut extremes = Extremes::new(group, tile);
     let mut params = Params { scales: [1.0; TILE / 16], high: [1.0; TILE / 16], low: [0.0; TILE / 16] };
-    let (mut largest, mut even) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+    let mut largest = _mm512_setzero_si512();
+    // What waits for the codes that share its line.
+    let mut earlier = _mm512_setzero_si512();
     let mut done = tiles;
     // Of the tiles of a block that is longer than one.
     let mut block = _mm512_setzero_si512();
@@ -336,12 +354,18 @@ fn tiles<const UNIT: u8, const KIND: u8>(
             block = _mm512_setzero_si512();
         }
         // After the last there is nothing to find; finding something again spares a branch.
-        let next = tile_of(if i + 2 * per < tiles { i + 2 * per } else { i });
+        let next = tile_of(if UNIT != KEEP && i + 2 * per < tiles { i + 2 * per } else { i });
         let pieces = tile_of(i).as_chunks::<64>().0.iter().zip(next.as_chunks::<64>().0);
-        let params = params.scales.as_chunks::<4>().0.iter().zip(params.high.as_chunks::<4>().0).zip(params.low.as_chunks::<4>().0);
+        let params = params
+            .scales
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .zip(params.high.as_chunks::<4>().0)
+            .zip(params.low.as_chunks::<4>().0);
         for (p, ((x, next), ((scales, high), low))) in pieces.zip(params).enumerate() {
             for line in next.as_chunks::<16>().0 {
-                prefetch(line, AHEAD);
+                prefetch(line, TILE_AHEAD);
             }
             if UNIT != KEEP {
                 extremes.take(p, next);
@@ -357,12 +381,21 @@ fn tiles<const UNIT: u8, const KIND: u8>(
                 *code = sixteen::<UNIT, KIND>(x, Lanes { scale, high, low, zero: all.factor }, all);
             }
             let bytes = bytes::<KIND>(code, all);
-            if plan.code_bits == 8 {
-                lines.push(bytes);
-            } else if p % 2 == 0 {
-                even = bytes;
-            } else {
-                lines.push(nibbles(even, bytes));
+            match plan.code_bits {
+                8 => lines.push(bytes),
+                4 => {
+                    if p % 2 != 0 {
+                        lines.push(nibbles(earlier, bytes));
+                    }
+                    earlier = bytes;
+                }
+                _ => {
+                    let sixes = sixes(bytes);
+                    if p % 4 != 0 {
+                        lines.push(_mm512_permutex2var_epi32(earlier, quarters(p % 4), sixes));
+                    }
+                    earlier = sixes;
+                }
             }
         }
         if UNIT != KEEP {
@@ -413,6 +446,30 @@ fn nibbles(first: __m512i, second: __m512i) -> __m512i {
     let words = |v| _mm512_maddubs_epi16(_mm512_and_si512(v, _mm512_set1_epi8(15)), _mm512_set1_epi16(0x1001));
     let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     _mm512_permutexvar_epi64(order, _mm512_packus_epi16(words(first), words(second)))
+}
+
+/// The 48 bytes of 64 codes of 6 bits, and zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn sixes(codes: __m512i) -> __m512i {
+    // first + 64·second of every two bytes, first + 4096·second of every two of these.
+    let words = _mm512_maddubs_epi16(_mm512_and_si512(codes, _mm512_set1_epi8(63)), _mm512_set1_epi16(0x4001));
+    let threes = _mm512_madd_epi16(words, _mm512_set1_epi32(0x1000_0001));
+    let lower = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    let order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(threes, lower))
+}
+
+/// Where the words of the `i`-th line of three come from, made of four times 48 bytes, 1 being the first: the rest of one and
+/// the beginning of the next.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn quarters(i: usize) -> __m512i {
+    match i {
+        1 => _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19),
+        2 => _mm512_setr_epi32(4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23),
+        _ => _mm512_setr_epi32(8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27),
+    }
 }
 
 /// Whether no quotient with such scales overflows and none that matters underflows.
@@ -621,11 +678,11 @@ fn sixteen<const UNIT: u8, const KIND: u8>(x: __m512, lanes: Lanes, all: Constan
             _mm512_ternarylogic_epi32::<0xca>(all.magnitude, code, sign)
         }
         _ => {
-            let one = _mm512_set1_ps(1.0);
-            let v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-1.0)), one);
-            let scaled = _mm512_mul_ps(v, _mm512_set1_ps(Bins::CELLS));
+            // The lesser magnitude of the two with the sign of v.
+            let v = _mm512_range_ps::<0b0010>(v, _mm512_set1_ps(1.0));
             // The lookups heed the low five bits of an index only.
-            let cell = _mm512_castps_si512(_mm512_add_ps(scaled, _mm512_set1_ps(ops::MAGIC)));
+            let cell = _mm512_fmadd_ps(v, _mm512_set1_ps(Bins::CELLS), _mm512_set1_ps(ops::MAGIC));
+            let cell = _mm512_castps_si512(cell);
             let edge = _mm512_castsi512_ps(_mm512_permutex2var_epi32(all.table[0], cell, all.table[1]));
             let first = _mm512_permutex2var_epi32(all.first[0], cell, all.first[1]);
             let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, edge);
