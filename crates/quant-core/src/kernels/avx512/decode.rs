@@ -314,9 +314,8 @@ fn source<const SOURCE: u8>(codes: &[u8], all: Constants) -> __m512 {
     let load32 = || unsafe { _mm256_loadu_si256(codes[..32].as_ptr().cast()) };
     // Each code of a stream of bits at the top of a word.
     let at_top = || {
-        // SAFETY: as many bytes are read as there are.
-        let bytes =
-            unsafe { _mm_maskz_loadu_epi8(_bzhi_u32(u32::MAX, codes.len() as u32) as u16, codes.as_ptr().cast()) };
+        // SAFETY: as many bytes are read as there are, at most 14.
+        let bytes = unsafe { _mm_maskz_loadu_epi8((1 << codes.len()) - 1, codes.as_ptr().cast()) };
         _mm256_sllv_epi16(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), all.pair), all.to_top)
     };
     match SOURCE {

@@ -346,10 +346,10 @@ fn tiles<const UNIT: u8, const KIND: u8>(
         }
         if UNIT != KEEP && i % per == 0 {
             params.set::<UNIT>(fitted, group);
-            if let Some(scales) = scales.get_mut((i / per + 1) * stored..).filter(|_| i + per < tiles) {
-                if !fit_tile(plan, fitted, &extremes.lanes, count, &mut scales[..stored])? {
-                    done = i + per;
-                }
+            if let Some(scales) = scales.get_mut((i / per + 1) * stored..).filter(|_| i + per < tiles)
+                && !fit_tile(plan, fitted, &extremes.lanes, count, &mut scales[..stored])?
+            {
+                done = i + per;
             }
             block = _mm512_setzero_si512();
         }

@@ -79,6 +79,11 @@ pub(crate) trait Backend: Sync {
         ops::unpack(bytes, bits, codes);
     }
 
+    /// Whether the strips to decode may hold codes of any number of bits, as they are stored.
+    fn decodes_bits(&self) -> bool {
+        false
+    }
+
     /// Values of the codes of a strip.
     fn decode(&self, codes: &decode::Strip<'_>, out: &mut [f32]) {
         decode::decode_strip(codes, out, ops::lookup16);
@@ -382,6 +387,10 @@ impl Backend for Avx512 {
 
         // SAFETY: a value of `Self` proves the features.
         unsafe { compiled(bytes, bits, codes) }
+    }
+
+    fn decodes_bits(&self) -> bool {
+        true
     }
 
     fn decode(&self, codes: &decode::Strip<'_>, out: &mut [f32]) {
