@@ -9,7 +9,7 @@ use crate::models::eval::{Predictor, WindowOptions, Windows, compare};
 use crate::models::{Choices, Decoder, Error as ModelFault, Hidden, Observer, Text};
 use crate::{Error, Progress};
 use moe_quant::{LayerImportance, Modality, SkipRule, SkipStats};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +24,9 @@ pub struct SkipOptions {
     pub tokens: usize,
     /// What is looked at.
     pub by: SkipBy,
+    /// Importance of layers that was measured before, in place of measuring it: a JSON list with a number for each layer, or
+    /// what `leanbits eval --json` printed with experts left out.
+    pub importance: Option<PathBuf>,
 }
 
 /// What a choice is judged by.
@@ -82,7 +85,10 @@ pub(crate) fn rule(
     progress.begin("measuring layers", (mixture.layers.len() + HALVINGS) as u64);
     let losses = match options.by {
         SkipBy::Gate => vec![1.0; mixture.layers.len()],
-        SkipBy::Importance => measured(decoder, &mixture.layers, &windows, progress)?,
+        SkipBy::Importance => match &options.importance {
+            Some(file) => known(file, mixture.layers.len())?,
+            None => measured(decoder, &mixture.layers, &windows, progress)?,
+        },
     };
     let importance = LayerImportance::new(&losses, &vec![0.0; losses.len()]).map_err(refused)?;
     let most = (0..importance.layers()).filter_map(|layer| importance.of(layer, Modality::Text)).fold(0.0, f64::max);
@@ -101,6 +107,29 @@ pub(crate) fn rule(
     }
     progress.end();
     Ok(at(enough))
+}
+
+/// The importance of each layer as a file has it.
+fn known(file: &Path, layers: usize) -> Result<Vec<f64>, Error> {
+    /// A list, or the report of an evaluation.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Saved {
+        List(Vec<f64>),
+        Report { skipped: Skipped },
+    }
+    #[derive(Deserialize)]
+    struct Skipped {
+        importance: Vec<f64>,
+    }
+    let bytes = std::fs::read(file).map_err(|source| Error::file(file, "read", source))?;
+    let (Saved::List(found) | Saved::Report { skipped: Skipped { importance: found } }) =
+        serde_json::from_slice(&bytes).map_err(|source| Error::Json { source })?;
+    if found.len() == layers {
+        return Ok(found);
+    }
+    let source = moe_quant::Error::Length { what: "importances of layers", expected: layers, found: found.len() };
+    Err(Error::Experts { file: file.to_owned(), source: Box::new(source) })
 }
 
 /// What predictions lose when each mixture layer is switched off.

@@ -153,6 +153,39 @@ fn gates_weigh_the_tokens_of_experts() {
 }
 
 #[test]
+fn importance_that_was_measured_before_gives_the_same_rule() {
+    let place = Place::new();
+    let with = |importance: Option<PathBuf>| {
+        let calibration = place.path("calibration.txt");
+        let skip = SkipOptions { share: 0.5, calibration, tokens: 510, by: SkipBy::Importance, importance };
+        let options = EvalOptions { tokens: Some(255), skip: Some(skip), ..EvalOptions::default() };
+        evaluate(tiny_moe(), place.path("text.txt"), &options, &mut Silent)
+    };
+    let measured = with(None).expect("a report");
+    let skipped = measured.skipped.clone().expect("skipped");
+    let (report, list) = (place.path("report.json"), place.path("list.json"));
+    std::fs::write(&report, serde_json::to_vec(&measured).expect("JSON")).expect("written");
+    std::fs::write(&list, serde_json::to_vec(&skipped.importance).expect("JSON")).expect("written");
+    for file in [report, list.clone()] {
+        let again = with(Some(file)).expect("a report").skipped.expect("skipped");
+        assert!((again.threshold / skipped.threshold - 1.0).abs() < 1e-9, "{again:?} and {skipped:?}");
+        assert_eq!(again.share, skipped.share);
+    }
+    std::fs::write(&list, "[0, 0, 1, 0, 0]").expect("written");
+    let late = with(Some(list.clone())).expect("a report").skipped.expect("skipped");
+    assert_eq!(late.importance, [0.0, 0.0, 1.0, 0.0, 0.0], "the file decides");
+    for (bad, json) in [("[1, 2]", false), ("[0, 0, 0, 0, 0]", false), ("{}", true), ("[1, 2, 3, 4, \"a\"]", true)] {
+        std::fs::write(&list, bad).expect("written");
+        let refused = with(Some(list.clone()));
+        match refused {
+            Err(Error::Json { .. }) if json => {}
+            Err(Error::Experts { .. }) if !json => {}
+            other => panic!("{bad}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn experts_without_tokens_are_treated_as_the_recipe_says() {
     let place = Place::new();
     // 24 tokens choose 48 times among 16 experts: in five layers some are left out.
@@ -257,7 +290,8 @@ fn impossible_budgets_recipes_and_models_are_refused() {
 fn skipping_experts_leaves_out_the_share_that_was_asked_for() {
     let place = Place::new();
     let with = |model: &Path, share: f64, by: SkipBy| {
-        let skip = SkipOptions { share, calibration: place.path("calibration.txt"), tokens: 510, by };
+        let calibration = place.path("calibration.txt");
+        let skip = SkipOptions { share, calibration, tokens: 510, by, importance: None };
         let against = Some(tiny_moe());
         let options = EvalOptions { tokens: Some(1022), against, skip: Some(skip), ..EvalOptions::default() };
         evaluate(model, place.path("text.txt"), &options, &mut Silent)

@@ -259,6 +259,9 @@ pub(crate) struct Eval {
     /// Most tokens of that text
     #[arg(long, value_name = "N", default_value_t = 4096, requires = "skip_experts")]
     pub(crate) calib_tokens: usize,
+    /// Importance of layers measured before: a JSON list, or what --json printed with experts left out
+    #[arg(long, value_name = "FILE.json", requires = "skip_experts", conflicts_with = "skip_by_gate")]
+    pub(crate) importance: Option<PathBuf>,
     /// Judge choices by their gates alone, whatever their layer
     #[arg(long, requires = "skip_experts")]
     pub(crate) skip_by_gate: bool,

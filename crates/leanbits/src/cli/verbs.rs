@@ -148,6 +148,7 @@ pub(crate) fn eval(args: &Eval, json: bool, progress: &mut dyn Progress) -> Outc
             calibration,
             tokens: args.calib_tokens,
             by: if args.skip_by_gate { SkipBy::Gate } else { SkipBy::Importance },
+            importance: args.importance.clone(),
         }),
     };
     let report = leanbits::evaluate(&args.model, &args.text, &options, progress)?;
