@@ -14,9 +14,7 @@
 
 use crate::error::{Error, finite};
 use crate::nearest::SearchTable;
-use pulp::{Arch, Simd, WithSimd};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use crate::plus_plus::plus_plus;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +22,6 @@ use serde::{Deserialize, Serialize};
 pub const MAX_DIM: usize = 16;
 /// Parts whose sums are formed separately and added in order.
 const PARTS: usize = 16;
-/// Points a centroid that the seeding looks at.
-const SEEDING_SAMPLE: usize = 32;
 
 /// Where the first centroids come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +106,7 @@ pub struct Clustering {
 pub fn kmeans(points: &[f32], dim: usize, weights: Weights<'_>, config: &KMeans) -> Result<Clustering, Error> {
     let problem = Problem::new(points, dim, weights, config)?;
     let mut centroids = match config.init {
-        Init::PlusPlus => problem.plus_plus(config),
+        Init::PlusPlus => plus_plus(&problem, config.centroids, config.seed),
         Init::Mahalanobis => problem.mahalanobis(config.centroids),
     };
     let mut assignments = problem.assign(&centroids);
@@ -129,10 +125,10 @@ pub fn kmeans(points: &[f32], dim: usize, weights: Weights<'_>, config: &KMeans)
 }
 
 /// Checked inputs.
-struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     points: &'a [f32],
-    dim: usize,
-    weights: Weights<'a>,
+    pub(crate) dim: usize,
+    pub(crate) weights: Weights<'a>,
 }
 
 impl<'a> Problem<'a> {
@@ -164,11 +160,11 @@ impl<'a> Problem<'a> {
         Ok(Self { points, dim, weights })
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.points.len() / self.dim
     }
 
-    fn point(&self, n: usize) -> &[f32] {
+    pub(crate) fn point(&self, n: usize) -> &[f32] {
         &self.points[n * self.dim..][..self.dim]
     }
 
@@ -181,7 +177,7 @@ impl<'a> Problem<'a> {
     }
 
     /// Weighted squared distance of a point to a centroid.
-    fn distance(&self, n: usize, centroid: &[f32]) -> f64 {
+    pub(crate) fn distance(&self, n: usize, centroid: &[f32]) -> f64 {
         let terms = self.point(n).iter().zip(centroid).enumerate();
         terms.map(|(axis, (x, c))| self.weight(n, axis) * (f64::from(*x) - f64::from(*c)).powi(2)).sum()
     }
@@ -283,22 +279,6 @@ impl<'a> Problem<'a> {
         moved
     }
 
-    /// k-means++ over a sample drawn without replacement.
-    fn plus_plus(&self, config: &KMeans) -> Vec<f32> {
-        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let sample = sample(self.count(), config.centroids.saturating_mul(SEEDING_SAMPLE), &mut rng);
-        let mut distances = Distances::new(self, &sample);
-        let mut centroids = Vec::with_capacity(config.centroids * self.dim);
-        let mut chosen = below(sample.len(), &mut rng);
-        for _ in 0..config.centroids {
-            let centroid = self.point(sample[chosen]);
-            distances.add(centroid);
-            centroids.extend_from_slice(centroid);
-            chosen = distances.draw(unit(&mut rng)).unwrap_or_else(|| below(sample.len(), &mut rng));
-        }
-        centroids
-    }
-
     /// Evenly spaced points in the order of their distance to the mean, in units of the spread of each axis.
     fn mahalanobis(&self, centroids: usize) -> Vec<f32> {
         let count = self.count() as f64;
@@ -319,138 +299,6 @@ impl<'a> Problem<'a> {
         let pick = |c: usize| order[if centroids == 1 { last / 2 } else { c * last / (centroids - 1) }].1;
         (0..centroids).flat_map(|c| self.point(pick(c)).iter().copied()).collect()
     }
-}
-
-/// Weighted squared distances of points to the nearest of some centroids.
-struct Distances {
-    blocks: Vec<Block>,
-    dim: usize,
-}
-
-/// Points side by side, as many as fit the first cache.
-struct Block {
-    /// `[dim, points]`
-    coordinates: Vec<f32>,
-    /// `[dim, points]`, or nothing where all are 1.
-    weights: Vec<f32>,
-    nearest: Vec<f64>,
-    total: f64,
-}
-
-impl Distances {
-    const POINTS: usize = 256;
-
-    fn new(problem: &Problem<'_>, sample: &[usize]) -> Self {
-        let block = |points: &[usize]| {
-            let axes = || (0..problem.dim).flat_map(|axis| points.iter().map(move |n| (axis, *n)));
-            Block {
-                coordinates: axes().map(|(axis, n)| problem.point(n)[axis]).collect(),
-                weights: match problem.weights {
-                    Weights::Uniform => Vec::new(),
-                    Weights::PerPoint(weights) => axes().map(|(_, n)| weights[n]).collect(),
-                    Weights::PerCoordinate(weights) => {
-                        axes().map(|(axis, n)| weights[n * problem.dim + axis]).collect()
-                    }
-                },
-                nearest: vec![f64::INFINITY; points.len()],
-                total: 0.0,
-            }
-        };
-        Self { blocks: sample.chunks(Self::POINTS).map(block).collect(), dim: problem.dim }
-    }
-
-    /// Takes a centroid in.
-    fn add(&mut self, centroid: &[f32]) {
-        let (arch, dim) = (Arch::new(), self.dim);
-        self.blocks.par_iter_mut().with_min_len(16).for_each(|block| arch.dispatch(Nearer { block, centroid, dim }));
-    }
-
-    /// The point at which the running sum passes `share` of the total; `None` when the total is 0.
-    fn draw(&self, share: f64) -> Option<usize> {
-        let total: f64 = self.blocks.iter().map(|block| block.total).sum();
-        if total <= 0.0 {
-            return None;
-        }
-        let mut left = share * total;
-        for (index, block) in self.blocks.iter().enumerate() {
-            if left < block.total {
-                for (n, distance) in block.nearest.iter().enumerate() {
-                    left -= distance;
-                    if left < 0.0 {
-                        return Some(index * Self::POINTS + n);
-                    }
-                }
-            } else {
-                left -= block.total;
-            }
-        }
-        let last = |block: &Block| block.nearest.iter().rposition(|distance| *distance > 0.0);
-        let found = self.blocks.iter().enumerate().rev().find_map(|(index, block)| Some((index, last(block)?)));
-        found.map(|(index, n)| index * Self::POINTS + n)
-    }
-}
-
-/// The least of the distances so far and those to a centroid.
-struct Nearer<'a> {
-    block: &'a mut Block,
-    centroid: &'a [f32],
-    dim: usize,
-}
-
-impl WithSimd for Nearer<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Block { coordinates, weights, nearest, total } = self.block;
-        let points = nearest.len();
-        let mut distances = [0.0; Distances::POINTS];
-        let distances = &mut distances[..points];
-        for axis in 0..self.dim {
-            let c = f64::from(self.centroid[axis]);
-            let parts = distances.iter_mut().zip(&coordinates[axis * points..][..points]);
-            let square = |x: f32| (f64::from(x) - c) * (f64::from(x) - c);
-            match weights.get(axis * points..(axis + 1) * points) {
-                None => parts.for_each(|(distance, x)| *distance += square(*x)),
-                Some(weights) => {
-                    parts.zip(weights).for_each(|((distance, x), w)| *distance += f64::from(*w) * square(*x))
-                }
-            }
-        }
-        let mut sums = [0.0; 8];
-        for (nearest, distances) in nearest.chunks_mut(8).zip(distances.chunks(8)) {
-            for (sum, (nearest, distance)) in sums.iter_mut().zip(nearest.iter_mut().zip(distances)) {
-                *nearest = if *distance < *nearest { *distance } else { *nearest };
-                *sum += *nearest;
-            }
-        }
-        *total = sums.iter().sum();
-    }
-}
-
-/// `size` of `count` indices, ascending; all of them when `size` is not less (selection sampling).
-fn sample(count: usize, size: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
-    if size >= count {
-        return (0..count).collect();
-    }
-    let mut chosen = Vec::with_capacity(size);
-    for n in 0..count {
-        if below(count - n, rng) < size - chosen.len() {
-            chosen.push(n);
-        }
-    }
-    chosen
-}
-
-/// A uniform number below 1.
-fn unit(rng: &mut ChaCha8Rng) -> f64 {
-    (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-/// A uniform index below `n`.
-#[expect(clippy::cast_possible_truncation, reason = "the result is below n")]
-fn below(n: usize, rng: &mut ChaCha8Rng) -> usize {
-    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 values rounded to f32")]

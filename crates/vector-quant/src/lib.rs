@@ -43,6 +43,7 @@ mod lattice;
 mod linear;
 mod magnitude;
 mod nearest;
+mod plus_plus;
 mod polar;
 mod product;
 mod rotated;

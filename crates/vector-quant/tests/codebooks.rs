@@ -216,3 +216,15 @@ fn a_second_code_book_takes_what_the_first_left() {
     assert!((twice / 0.0090 - 1.0).abs() < 0.05, "{twice}");
     assert!(twice < once / 9.0, "two bits more lower the error by about 6 dB each");
 }
+
+#[test]
+fn seeding_never_takes_a_point_twice_while_others_are_left() {
+    // As many centroids as there are different points, each there twenty times. A centroid chosen twice leaves a point without
+    // one, and an empty cluster that has to be moved.
+    let points: Vec<f32> = (0..700 * 20).map(|n| (n % 700) as f32).collect();
+    for seed in 0..8 {
+        let config = KMeans { centroids: 700, iterations: 1, seed, ..KMeans::default() };
+        let found = kmeans(&points, 1, Weights::Uniform, &config).unwrap();
+        assert_eq!((found.distortion, found.reseeded), (0.0, 0), "seed {seed}");
+    }
+}
