@@ -10,7 +10,7 @@ use leanbits_benches::{floors, process_seconds, weights};
 use low_rank::{LowRank, Storage};
 use ndarray::Array2;
 use quant_core::Linear;
-use quant_linalg::{RandomizedSvd, add_matmul, gaussian, matmul, randomized_svd, svd};
+use quant_linalg::{RandomizedSvd, add_matmul, gaussian, matmul, randomized_svd, randomized_svd_f32, svd};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -94,9 +94,11 @@ fn decompositions() {
     print(&format!("All singular values and vectors, {MIDDLE} × {MIDDLE}"), cases, ROUNDS);
 
     let a = gaussian(LARGE, LARGE, 1);
+    let a32 = narrow(&a);
     for rank in [128, 512] {
         let config = RandomizedSvd::of_rank(rank);
         let thin = gaussian(LARGE, rank + config.oversample, 2);
+        let thin32 = narrow(&thin);
         // A product for Y, two for each power iteration, one for Qᵀ A.
         let passes = 2 + 2 * config.power_iterations;
         #[cfg_attr(not(all(feature = "lapack", unix)), expect(unused_mut, reason = "LAPACK adds cases of its own"))]
@@ -105,7 +107,12 @@ fn decompositions() {
                 format!("the {passes} products in f64"),
                 Box::new(|| (0..passes).for_each(|_| drop(black_box(matmul(a.view(), thin.view()))))),
             ),
+            (
+                "the same in f32".into(),
+                Box::new(|| (0..passes).for_each(|_| drop(black_box(matmul(a32.view(), thin32.view()))))),
+            ),
             ("`randomized_svd`".into(), Box::new(|| drop(black_box(randomized_svd(a.view(), config))))),
+            ("`randomized_svd_f32`".into(), Box::new(|| drop(black_box(randomized_svd_f32(a32.view(), config))))),
         ];
         #[cfg(all(feature = "lapack", unix))]
         if let Some(lapack) = &lapack {
@@ -118,6 +125,11 @@ fn decompositions() {
             2,
         );
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+fn narrow(a: &Array2<f64>) -> Array2<f32> {
+    a.mapv(|value| value as f32)
 }
 
 /// Sums of products with a left factor in either layout.

@@ -5,7 +5,7 @@ use crate::{Calibration, Error, Factored, LowRank, Metrics, Size, Storage, pair_
 use ndarray::{Array1, Array2, Axis, Slice};
 use quant_calib::Needs;
 use quant_core::{Format, Linear};
-use quant_linalg::{RandomizedSvd, Svd, randomized_svd};
+use quant_linalg::{RandomizedSvd, Svd, randomized_svd_f32};
 use serde::{Deserialize, Serialize};
 
 /// What all methods have in common: how large, how found, how stored.
@@ -63,7 +63,7 @@ pub enum Solver {
     /// All of them.
     #[default]
     Exact,
-    /// The largest ones, nearly: [`quant_linalg::randomized_svd`]. Much faster when the rank is a small part of a large matrix.
+    /// The largest ones, nearly: [`quant_linalg::randomized_svd_f32`]. Much faster when the rank is a small part of a large matrix.
     Randomized {
         /// Columns of the random projection beyond the rank.
         oversample: usize,
@@ -161,7 +161,7 @@ impl Decomposition {
             Solver::Exact => quant_linalg::svd(scaled.view())?,
             Solver::Randomized { oversample, power_iterations, seed } => {
                 let config = RandomizedSvd { rank: most, oversample, power_iterations, seed };
-                randomized_svd(scaled.view(), config)?
+                randomized_svd_f32(scaled.view(), config)?
             }
         };
         let energy = squared_norm(&scaled);

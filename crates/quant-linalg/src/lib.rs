@@ -21,7 +21,7 @@
 //! | [`cholesky`] | lower `L` with `A = L Lᵀ` |
 //! | [`reversed_cholesky`] | upper `U` with `H⁻¹ = Uᵀ U`, GPTQ's factor |
 //! | [`eigh`] | eigenvalues and eigenvectors of a symmetric matrix |
-//! | [`svd`], [`randomized_svd`] | the thin decomposition, and the largest part of it |
+//! | [`svd`], [`randomized_svd`], [`randomized_svd_f32`] | the thin decomposition, and the largest part of it |
 //! | [`qr`], [`random_orthogonal`] | orthonormal bases; rotations drawn uniformly |
 //! | [`solve_lower`], [`solve_upper`], [`invert_lower`] | triangular systems |
 //! | [`matmul`], [`add_matmul`] | products in f32 and f64 |
@@ -58,7 +58,7 @@ pub use eigen::{Eigh, eigh};
 pub use error::Error;
 pub use orthogonal::{Qr, gaussian, qr, random_orthogonal};
 pub use product::{Real, add_matmul, matmul};
-pub use randomized::{RandomizedSvd, randomized_svd};
+pub use randomized::{RandomizedSvd, randomized_svd, randomized_svd_f32};
 pub use svd::{Svd, svd};
 pub use triangular::{invert_lower, solve_lower, solve_upper};
 

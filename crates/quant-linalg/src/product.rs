@@ -15,7 +15,7 @@ mod sealed {
 }
 
 /// An element that products are computed in: f32 or f64.
-pub trait Real: ComplexField<Real = Self> + Copy + Send + Sync + sealed::Sealed {
+pub trait Real: ComplexField<Real = Self> + Copy + Into<f64> + Send + Sync + sealed::Sealed {
     #[doc(hidden)]
     const ONE: Self;
     #[doc(hidden)]

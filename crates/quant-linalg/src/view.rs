@@ -54,11 +54,11 @@ pub(crate) fn to_faer(a: ArrayView2<'_, f64>) -> Mat<f64> {
 }
 
 /// Refuses an empty matrix and one with an element that is not finite.
-pub(crate) fn check(a: ArrayView2<'_, f64>) -> Result<(), Error> {
+pub(crate) fn check<T: Copy + Into<f64>>(a: ArrayView2<'_, T>) -> Result<(), Error> {
     if a.is_empty() {
         return Err(Error::Empty { rows: a.nrows(), columns: a.ncols() });
     }
-    match a.indexed_iter().find(|(_, value)| !value.is_finite()) {
+    match a.indexed_iter().find(|&(_, &value)| !value.into().is_finite()) {
         Some(((row, column), _)) => Err(Error::NonFinite { row, column }),
         None => Ok(()),
     }

@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, array, s};
 use quant_linalg::{
     Error, RandomizedSvd, add_matmul, cholesky, eigh, gaussian, invert_lower, matmul, qr, random_orthogonal,
-    randomized_svd, reversed_cholesky, solve_lower, solve_upper, svd,
+    randomized_svd, randomized_svd_f32, reversed_cholesky, solve_lower, solve_upper, svd,
 };
 
 /// Sizes on both sides of the cuts at 256 and of faer's own blocks.
@@ -255,6 +255,27 @@ fn a_randomized_svd_finds_what_the_exact_one_finds() {
     let config = RandomizedSvd { oversample: n, ..RandomizedSvd::of_rank(rank) };
     let exact = svd(a.view()).unwrap();
     assert_eq!(randomized_svd(a.view(), config).unwrap().s, exact.s.slice(s![..rank]));
+    assert_eq!(randomized_svd_f32(a.view(), config).unwrap().s, exact.s.slice(s![..rank]));
+}
+
+#[test]
+fn a_randomized_svd_in_f32_finds_the_same_to_round_off_whatever_the_scale() {
+    let (u, v) = (random_orthogonal(280, 1).unwrap(), random_orthogonal(320, 2).unwrap());
+    let values = ndarray::Array1::from_shape_fn(280, |i| 1.0 / (1.0 + i as f64));
+    let a = (&u * &values).dot(&v.slice(s![..280, ..]));
+    for a in [a.view(), a.t()] {
+        let config = RandomizedSvd::of_rank(24);
+        let expected = randomized_svd(a, config).unwrap();
+        for scale in [1.0, 1e-30, 1e30, 1e200] {
+            let found = randomized_svd_f32((&a * scale).view(), config).unwrap();
+            let products = [&expected, &found].map(|svd| (&svd.u * &svd.s).dot(&svd.vt));
+            assert_close(&products[0], &(&products[1] / scale), 1e-6, "U s Vᵀ");
+            for basis in [found.u.view(), found.vt.t()] {
+                assert_close(&basis.t().dot(&basis), &Array2::eye(24), 1e-6, "orthonormal vectors");
+            }
+        }
+        assert_eq!(randomized_svd_f32(narrow(&a.to_owned()).view(), config).unwrap().s.len(), 24, "f32 comes in too");
+    }
 }
 
 #[test]
@@ -263,5 +284,13 @@ fn a_randomized_svd_of_an_exactly_low_rank_matrix_is_exact() {
         let a = matmul(gaussian(m, 12, 1).view(), gaussian(12, n, 2).view());
         let found = randomized_svd(a.view(), RandomizedSvd::of_rank(12)).unwrap();
         assert_close(&(&found.u * &found.s).dot(&found.vt), &a, 1e-11, "U s Vᵀ");
+        // Asked for more than there is, bases take the slow way.
+        for rank in [12, 30] {
+            let found = randomized_svd_f32(a.view(), RandomizedSvd::of_rank(rank)).unwrap();
+            assert_close(&(&found.u * &found.s).dot(&found.vt), &a, 1e-5 * largest(&a), "U s Vᵀ in f32");
+            assert!(found.s.iter().skip(12).all(|value| *value < 1e-5 * found.s[0]), "{}", found.s);
+        }
     }
+    let zero = Array2::<f32>::zeros((40, 30));
+    assert_eq!(randomized_svd_f32(zero.view(), RandomizedSvd::of_rank(3)).unwrap().s, Array2::zeros((1, 3)).row(0));
 }

@@ -3,8 +3,8 @@
 use ndarray::{Array2, ArrayView2, array};
 use proptest::prelude::*;
 use quant_linalg::{
-    Error, RandomizedSvd, cholesky, eigh, invert_lower, qr, random_orthogonal, randomized_svd, reversed_cholesky,
-    solve_lower, solve_upper, svd,
+    Error, RandomizedSvd, cholesky, eigh, invert_lower, qr, random_orthogonal, randomized_svd, randomized_svd_f32,
+    reversed_cholesky, solve_lower, solve_upper, svd,
 };
 
 type Decomposition = fn(ArrayView2<'_, f64>) -> Result<(), Error>;
@@ -18,9 +18,10 @@ const SQUARE: [(&str, Decomposition); 6] = [
     ("solve_upper", |a| solve_upper(a, Array2::ones((a.nrows(), 1)).view()).map(drop)),
 ];
 
-const ANY: [(&str, Decomposition); 3] = [
+const ANY: [(&str, Decomposition); 4] = [
     ("svd", |a| svd(a).map(drop)),
     ("randomized_svd", |a| randomized_svd(a, RandomizedSvd::of_rank(1)).map(drop)),
+    ("randomized_svd_f32", |a| randomized_svd_f32(a, RandomizedSvd::of_rank(1)).map(drop)),
     ("qr", |a| qr(a).map(drop)),
 ];
 
@@ -60,6 +61,7 @@ fn ranks_outside_the_matrix_are_refused() {
     for rank in [0, 5, usize::MAX] {
         let found = randomized_svd(a.view(), RandomizedSvd::of_rank(rank));
         assert_eq!(found, Err(Error::Rank { rank, rows: 4, columns: 4 }));
+        assert_eq!(randomized_svd_f32(a.view(), RandomizedSvd::of_rank(rank)), found);
     }
 }
 

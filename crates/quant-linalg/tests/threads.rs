@@ -2,8 +2,8 @@
 
 use ndarray::Array2;
 use quant_linalg::{
-    RandomizedSvd, add_matmul, cholesky, eigh, gaussian, invert_lower, matmul, qr, randomized_svd, reversed_cholesky,
-    solve_lower, solve_upper, svd,
+    RandomizedSvd, add_matmul, cholesky, eigh, gaussian, invert_lower, matmul, qr, randomized_svd, randomized_svd_f32,
+    reversed_cholesky, solve_lower, solve_upper, svd,
 };
 
 #[expect(clippy::cast_possible_truncation, reason = "narrowing is what is wanted")]
@@ -20,6 +20,7 @@ fn results(a: &Array2<f64>, b: &Array2<f64>) -> Vec<u64> {
     add_matmul(sum.view_mut(), 0.5, a.view(), gram.view());
     let exact = svd(b.view()).unwrap();
     let truncated = randomized_svd(a.view(), RandomizedSvd::of_rank(40)).unwrap();
+    let rough = randomized_svd_f32(a.view(), RandomizedSvd::of_rank(40)).unwrap();
     let eigen = eigh(gram.view()).unwrap();
     let factors = qr(a.view()).unwrap();
     let single = matmul(narrow(a).view(), narrow(&gram).view()).mapv(f64::from);
@@ -27,7 +28,7 @@ fn results(a: &Array2<f64>, b: &Array2<f64>) -> Vec<u64> {
     let lower = solve_lower(l.view(), a.t()).unwrap();
     let inverse = invert_lower(l.view()).unwrap();
     let matrices = [gram, l, u, sum, exact.u, exact.vt, truncated.u, truncated.vt, eigen.vectors, factors.q, factors.r];
-    let more = [single, solved, lower, inverse];
+    let more = [single, solved, lower, inverse, rough.u, rough.vt];
     let vectors = [exact.s, truncated.s, eigen.values];
     matrices.iter().chain(&more).flatten().chain(vectors.iter().flatten()).map(|value| value.to_bits()).collect()
 }
