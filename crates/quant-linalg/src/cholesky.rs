@@ -1,8 +1,8 @@
 //! Cholesky factors, and the factor of an inverse.
 
 use crate::product::{half, product};
-use crate::triangular::invert_lower_into;
-use crate::view::{check_result, check_square};
+use crate::triangular::invert_lower_in_place;
+use crate::view::{as_faer_mut, check_result, check_square};
 use crate::{Error, LEAF};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltError, cholesky_in_place, cholesky_in_place_scratch};
@@ -10,7 +10,8 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::*;
 
 /// Factors a symmetric positive definite matrix as `A = L Lᵀ`, `L` lower triangular with a positive diagonal.
 ///
@@ -33,7 +34,7 @@ pub fn cholesky(a: ArrayView2<'_, f64>) -> Result<Array2<f64>, Error> {
     check_square(a)?;
     let mut l = Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)]);
     factor(l.as_mut()).map_err(|pivot| Error::NotPositiveDefinite { pivot })?;
-    lower_part(l.as_ref(), |i, j| (i, j))
+    lower_part(l.as_ref(), |i| i)
 }
 
 /// Factors the inverse of a symmetric positive definite matrix as `H⁻¹ = Uᵀ U`, `U` upper triangular with a positive
@@ -61,21 +62,39 @@ pub fn reversed_cholesky(h: ArrayView2<'_, f64>) -> Result<Array2<f64>, Error> {
     check_square(h)?;
     let n = h.nrows();
     let back = |i: usize| n - 1 - i;
-    let mut l = Mat::from_fn(n, n, |i, j| h[(back(j), back(i))]);
-    factor(l.as_mut()).map_err(|pivot| Error::NotPositiveDefinite { pivot: back(pivot) })?;
-    let mut inverse = Mat::zeros(n, n);
-    invert_lower_into(inverse.as_mut(), l.as_ref());
-    lower_part(inverse.as_ref(), |i, j| (back(i), back(j)))
+    // Column by column, each from a part of a row of `h`.
+    let mut columns = Array2::zeros((n, n));
+    let each: Vec<_> = columns.axis_iter_mut(Axis(0)).enumerate().collect();
+    each.into_par_iter().with_min_len(64).for_each(|(j, mut column)| {
+        let row = h.row(back(j));
+        (j..n).for_each(|i| column[i] = row[back(i)]);
+    });
+    let mut l = as_faer_mut(&mut columns).transpose_mut();
+    factor(l.rb_mut()).map_err(|pivot| Error::NotPositiveDefinite { pivot: back(pivot) })?;
+    invert_lower_in_place(l.rb_mut());
+    lower_part(l.as_ref(), back)
 }
 
-/// Copies the lower triangle to where `place` says; the rest is zero.
-fn lower_part(l: MatRef<'_, f64>, place: impl Fn(usize, usize) -> (usize, usize)) -> Result<Array2<f64>, Error> {
-    let mut out = Array2::zeros((l.nrows(), l.ncols()));
-    for j in 0..l.ncols() {
-        for i in j..l.nrows() {
-            out[place(i, j)] = l[(i, j)];
+/// Copies the lower triangle, row and column `i` to `place(i)`, which is its own inverse; the rest is zero. Bands of rows go to
+/// different threads, by tiles, so that neither side walks through memory in long strides.
+fn lower_part(l: MatRef<'_, f64>, place: impl Fn(usize) -> usize + Sync) -> Result<Array2<f64>, Error> {
+    const TILE: usize = 8;
+    let n = l.nrows();
+    let mut out = Array2::zeros((n, n));
+    let tiles: Vec<_> = out.axis_chunks_iter_mut(Axis(0), TILE).enumerate().collect();
+    tiles.into_par_iter().for_each(|(tile, mut rows)| {
+        for left in (0..n).step_by(TILE) {
+            for (row, mut values) in rows.rows_mut().into_iter().enumerate() {
+                let i = place(tile * TILE + row);
+                for column in left..n.min(left + TILE) {
+                    let j = place(column);
+                    if j <= i {
+                        values[column] = l[(i, j)];
+                    }
+                }
+            }
         }
-    }
+    });
     check_result(&out)?;
     Ok(out)
 }

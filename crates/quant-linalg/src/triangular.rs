@@ -49,8 +49,8 @@ pub fn solve_upper(u: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Result<Arr
 pub fn invert_lower(l: ArrayView2<'_, f64>) -> Result<Array2<f64>, Error> {
     check_square(l)?;
     check_diagonal(l)?;
-    let mut inverse = Array2::zeros(l.dim());
-    invert_lower_into(as_faer_mut(&mut inverse), to_faer(l).as_ref());
+    let mut inverse = Array2::from_shape_fn(l.dim(), |(i, j)| if j <= i { l[(i, j)] } else { 0.0 });
+    invert_lower_in_place(as_faer_mut(&mut inverse));
     check_result(&inverse)?;
     Ok(inverse)
 }
@@ -89,20 +89,19 @@ fn columns(matrix: MatRef<'_, f64>, b: MatMut<'_, f64>, in_place: &(impl Fn(MatR
     rayon::join(|| columns(matrix, left, in_place), || columns(matrix, right, in_place));
 }
 
-/// Writes the inverse of lower triangular `l` into the lower triangle of `x`:
-/// `[A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹ C⁻¹]`.
-pub(crate) fn invert_lower_into(x: MatMut<'_, f64>, l: MatRef<'_, f64>) {
+/// Replaces a lower triangle by its inverse: `[A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹ C⁻¹]`. The rest is not touched.
+pub(crate) fn invert_lower_in_place(mut l: MatMut<'_, f64>) {
     let n = l.nrows();
     if n <= LEAF {
-        return invert_lower_triangular(x, l, Par::Seq);
+        let leaf = l.to_owned();
+        return invert_lower_triangular(l, leaf.as_ref(), Par::Seq);
     }
     let half = half(n);
-    let (a, _, b, c) = l.split_at(half, half);
-    let (mut first, _, corner, mut last) = x.split_at_mut(half, half);
-    rayon::join(|| invert_lower_into(first.rb_mut(), a), || invert_lower_into(last.rb_mut(), c));
-    let mut right = Mat::zeros(b.nrows(), b.ncols());
-    times_lower(right.as_mut(), b, first.rb(), 1.0);
-    lower_times(corner, last.rb(), right.as_ref(), -1.0);
+    let (mut first, _, mut corner, mut last) = l.rb_mut().split_at_mut(half, half);
+    rayon::join(|| invert_lower_in_place(first.rb_mut()), || invert_lower_in_place(last.rb_mut()));
+    let mut right = Mat::zeros(n - half, half);
+    times_lower(right.as_mut(), corner.rb(), first.rb(), 1.0);
+    lower_times(corner.rb_mut(), last.rb(), right.as_ref(), -1.0);
 }
 
 /// `out = alpha b t` with `t` lower triangular.

@@ -58,6 +58,9 @@ pub(crate) fn check<T: Copy + Into<f64>>(a: ArrayView2<'_, T>) -> Result<(), Err
     if a.is_empty() {
         return Err(Error::Empty { rows: a.nrows(), columns: a.ncols() });
     }
+    if a.iter().all(|&value| value.into().is_finite()) {
+        return Ok(());
+    }
     match a.indexed_iter().find(|&(_, &value)| !value.into().is_finite()) {
         Some(((row, column), _)) => Err(Error::NonFinite { row, column }),
         None => Ok(()),
