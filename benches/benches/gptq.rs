@@ -5,12 +5,12 @@
 //! the floors and plain peers; `-- --table` prints the tables alone.
 
 use criterion::Criterion;
-use leanbits_benches::{floors, process_seconds, weights};
+use leanbits_benches::{Work, floors, print_seconds, weights};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 use quant_calib::Gram;
 use quant_core::{BlockParams, Format, FormatGrid, Grid, Shaped};
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use weight_quant::gptq::{Factor, GptqConfig, Hessian, Order, gptq_prepared};
 
 const LARGE: usize = 4096;
@@ -76,27 +76,6 @@ fn criterion() {
     criterion.final_summary();
 }
 
-/// A name and what it stands for.
-type Case<'a> = (&'static str, Box<dyn FnMut() + 'a>);
-
-/// Every case once a round, the least seconds of each, by the cores' time and by the clock: other programs only ever
-/// add. The first is the floor.
-fn table(title: &str, mut cases: Vec<Case<'_>>) {
-    let mut seconds = vec![(f64::INFINITY, f64::INFINITY); cases.len()];
-    for _ in 0..ROUNDS {
-        for ((_, run), (cores, clock)) in cases.iter_mut().zip(&mut seconds) {
-            let (before, started) = (process_seconds(), Instant::now());
-            run();
-            *cores = cores.min(process_seconds() - before);
-            *clock = clock.min(started.elapsed().as_secs_f64());
-        }
-    }
-    println!("\n{title}\n\n| | CPU s | × floor | s |\n|---|---:|---:|---:|");
-    for ((name, _), (cores, clock)) in cases.iter().zip(&seconds) {
-        println!("| {name} | {cores:.2} | {:.2} | {clock:.2} |", cores / seconds[0].0);
-    }
-}
-
 /// The Hessian of some tokens: products in f32, sums of blocks in f64. The peer is one product in f32.
 fn statistics(threads: usize) {
     let x = weights(TOKENS * LARGE);
@@ -108,12 +87,12 @@ fn statistics(threads: usize) {
         black_box(gram);
     };
     let title = format!("Hessian of {TOKENS} tokens of {LARGE} channels, {threads} thread(s)");
-    let cases: Vec<Case<'_>> = vec![
+    let mut cases: Vec<Work<'_>> = vec![
         ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
         ("Gram", Box::new(gram)),
         ("peer: faer, one product in f32", Box::new(|| drop(black_box(quant_linalg::matmul(rows.t(), rows))))),
     ];
-    table(&title, cases);
+    print_seconds(&title, &mut cases, ROUNDS);
 }
 
 /// `H⁻¹ = Uᵀ U`: one reversed Cholesky factor and its inverse, in f64, beside the three steps of the reference in f64.
@@ -127,12 +106,12 @@ fn factorization(hessian: &Array2<f64>, threads: usize) {
         black_box(quant_linalg::cholesky(inverse.view()).expect("positive definite"));
     };
     let title = format!("Factor of the inverse of a Hessian of {LARGE} channels in f64, {threads} thread(s)");
-    let cases: Vec<Case<'_>> = vec![
+    let mut cases: Vec<Work<'_>> = vec![
         ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
         ("reversed Cholesky factor, inverted", Box::new(|| drop(black_box(factor(hessian))))),
         ("reference's way: factor, inverse, factor", Box::new(three)),
     ];
-    table(&title, cases);
+    print_seconds(&title, &mut cases, ROUNDS);
 }
 
 fn columns(w: &[f32], factor: &Factor, threads: usize) {
@@ -140,13 +119,13 @@ fn columns(w: &[f32], factor: &Factor, threads: usize) {
     // One multiplication and one addition for each pair of columns and each row.
     let flops = (LARGE * LARGE * LARGE) as f64;
     let title = format!("GPTQ columns of {LARGE} × {LARGE}, given the factor, {threads} thread(s)");
-    let cases: Vec<Case<'_>> = vec![
+    let mut cases: Vec<Work<'_>> = vec![
         ("floor: fused multiply-adds in registers", Box::new(move || floors::fma_on_all_threads(flops))),
         ("int4-g128", Box::new(|| ours(w, &hessian, Format::INT4_G128, LARGE))),
         ("int4-g128-asym", Box::new(|| ours(w, &hessian, Format::INT4_G128_ASYM, LARGE))),
         ("reference's way, int4-g128", Box::new(|| plain(w, factor))),
     ];
-    table(&title, cases);
+    print_seconds(&title, &mut cases, ROUNDS);
 }
 
 /// GPTQ as the reference code has it: blocks of 128 columns, inside them one column after the other on a row-major

@@ -187,6 +187,27 @@ fn clock(id: libc::clockid_t) -> Option<f64> {
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+/// A piece of work and its name.
+pub type Work<'a> = (&'static str, Box<dyn FnMut() + 'a>);
+
+/// Every piece once a round, the least seconds of each, by the cores' time and by the clock: other programs only ever
+/// add. The first is the floor.
+pub fn print_seconds(title: &str, cases: &mut [Work<'_>], rounds: usize) {
+    let mut seconds = vec![(f64::INFINITY, f64::INFINITY); cases.len()];
+    for _ in 0..rounds {
+        for ((_, run), (cores, clock)) in cases.iter_mut().zip(&mut seconds) {
+            let (before, started) = (process_seconds(), Instant::now());
+            run();
+            *cores = cores.min(process_seconds() - before);
+            *clock = clock.min(started.elapsed().as_secs_f64());
+        }
+    }
+    println!("\n{title}\n\n| | CPU ms | × floor | ms |\n|---|---:|---:|---:|");
+    for ((name, _), (cores, clock)) in cases.iter().zip(&seconds) {
+        println!("| {name} | {:.1} | {:.2} | {:.1} |", 1e3 * cores, cores / seconds[0].0, 1e3 * clock);
+    }
+}
+
 /// Values like those of a trained weight: bell-shaped, a few outliers; the same on every machine.
 #[must_use]
 pub fn weights(count: usize) -> Vec<f32> {

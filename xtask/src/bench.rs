@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Benchmarks that print tables, in the order of the page.
 const TABLES: &[&str] =
-    &["encode", "decode", "products", "grouped", "experts", "attention", "gptq", "svd", "vector", "tokens"];
+    &["encode", "decode", "products", "grouped", "experts", "attention", "gptq", "hadamard", "svd", "vector", "tokens"];
 
 const PAGE: &str = "docs/src/benchmarks.md";
 
