@@ -241,6 +241,17 @@ impl Factor {
             Self::Packed(packed) => &**packed,
         }
     }
+
+    fn in_16_bits(&self) -> Option<&PackedTensor<'static>> {
+        match self {
+            Self::Packed(packed) if packed.format().code_bits() == 16 => Some(packed),
+            _ => None,
+        }
+    }
+
+    fn decoded(&self, packed: &PackedTensor<'_>) -> DenseLinear {
+        DenseLinear { values: packed.decode(), rows: self.out_features(), columns: self.in_features() }
+    }
 }
 
 impl Linear for Factor {
@@ -252,8 +263,12 @@ impl Linear for Factor {
         self.linear().out_features()
     }
 
+    /// 16-bit floats are read as they are for up to 15 rows, and decoded at once for more.
     fn matmul(&self, x: &[f32], y: &mut [f32]) -> Result<(), quant_core::Error> {
-        self.linear().matmul(x, y)
+        match self.in_16_bits() {
+            Some(packed) if x.len() >= MANY * self.in_features() => self.decoded(packed).matmul(x, y),
+            _ => self.linear().matmul(x, y),
+        }
     }
 
     fn to_dense(&self) -> Result<Vec<f32>, quant_core::Error> {
@@ -264,13 +279,13 @@ impl Linear for Factor {
         self.linear().footprint()
     }
 
-    /// Packed factors as [`quant_core::PreparedLinear`]; those of a format that has no such form, 16-bit floats for one,
+    /// Packed factors as [`quant_core::PreparedLinear`], 16-bit floats as they are, and those of a format that has no such form
     /// decoded to f32.
     fn prepared(&self) -> Option<Box<dyn Linear>> {
-        let decoded = || -> Option<Box<dyn Linear>> {
-            let values = self.to_dense().ok()?;
-            Some(Box::new(DenseLinear { values, rows: self.out_features(), columns: self.in_features() }))
-        };
-        self.linear().prepared().or_else(decoded)
+        match self {
+            Self::Dense(dense) => dense.prepared(),
+            Self::Packed(_) if self.in_16_bits().is_some() => Some(Box::new(self.clone())),
+            Self::Packed(packed) => packed.prepared().or_else(|| Some(Box::new(self.decoded(packed)))),
+        }
     }
 }

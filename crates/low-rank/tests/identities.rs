@@ -263,7 +263,7 @@ fn refitting_the_left_factor_to_the_same_inputs_changes_nothing() {
 #[test]
 fn products_through_the_factors_are_products_with_what_they_say_they_are() {
     let w = weight(33, 70);
-    for storage in ["f32", "f16", "int8", "int4-g32"] {
+    for storage in ["f32", "f16", "bf16", "int8", "int4-g32"] {
         let truncation = Truncation { storage: storage.parse().unwrap(), ..rank(12) };
         let found = PlainSvd { truncation }.compress(&w, &Calibration::default()).unwrap();
         let Factored::Pair(pair) = &found.linear else { panic!("12 is below the break-even") };
@@ -278,6 +278,13 @@ fn products_through_the_factors_are_products_with_what_they_say_they_are() {
         let sum = Sum::new(dense, pair.clone()).unwrap();
         sum.matmul(&x, &mut y).unwrap();
         assert!(y.iter().zip(&expected).all(|(a, b)| (a - 2.0 * b).abs() < 2e-3), "{storage}: a sum is twice");
+        // Many rows are multiplied another way.
+        let many = inputs(Inputs::Isotropic, 20, 70, 5).into_raw_vec_and_offset().0;
+        let [mut found, mut expected] = [(); 2].map(|()| vec![0.0; 20 * 33]);
+        pair.prepared().unwrap().matmul(&many, &mut found).unwrap();
+        sum.matmul(&many, &mut expected).unwrap();
+        let close = |tolerance: f32| found.iter().zip(&expected).all(|(a, b)| (2.0 * a - b).abs() < tolerance);
+        assert!(close(if storage.starts_with("int") { 0.1 } else { 2e-3 }), "{storage}");
         // One row at a time gives the same bits as five at once.
         let mut row = vec![0.0; 33];
         sum.matmul(&x[2 * 70..3 * 70], &mut row).unwrap();

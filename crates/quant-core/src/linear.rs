@@ -74,6 +74,12 @@ impl Linear for PackedTensor<'_> {
         let mut sums = vec![0.0; y.len()];
         let work = sums.chunks_exact_mut(rows.max(1)).enumerate().collect();
         parallel::for_each(work, columns * (rows + 1), |(output, sums): (usize, &mut [f32])| {
+            if let [sum] = &mut *sums
+                && let Some(found) = self.dot_checked(isa, output, x)
+            {
+                *sum = found;
+                return Ok(());
+            }
             SCRATCH.with_borrow_mut(|weights| {
                 weights.resize(columns, 0.0);
                 self.decode_checked(isa, output, weights, false);

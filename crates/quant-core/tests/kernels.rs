@@ -292,13 +292,16 @@ macro_rules! agrees {
                         let weights = row(0, 6 * columns, &mut words);
                         let x = row(0, inputs * columns, &mut words);
                         let tensor = Shaped::new(&weights, &[6, columns]).expect("the shape fits");
-                        let packed = PackedTensor::encode(Format::INT8, &tensor).expect("finite");
-                        let product = |isa| {
-                            let mut y = vec![0.0; inputs * 6];
-                            with_isa(isa, || packed.matmul(&x, &mut y)).expect("the slices fit");
-                            y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
-                        };
-                        assert_eq!(product(Isa::Reference), product($isa), "{columns} columns, {inputs} inputs");
+                        for name in ["int8", "f16", "bf16"] {
+                            let format = name.parse().expect("the format has a name");
+                            let packed = PackedTensor::encode(format, &tensor).expect("finite");
+                            let product = |isa| {
+                                let mut y = vec![0.0; inputs * 6];
+                                with_isa(isa, || packed.matmul(&x, &mut y)).expect("the slices fit");
+                                y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+                            };
+                            assert_eq!(product(Isa::Reference), product($isa), "{name}, {columns}, {inputs} inputs");
+                        }
                     }
                 }
             }

@@ -93,6 +93,8 @@ const STEPS: &[Step] = &[
         &[], "See [`column::round_strip`]."),
     step("dots(inputs: &[f32], weights: &[f32], out: &mut [f32])", "product::dots(inputs, weights, out)",
         &[], "See [`product::dots`]."),
+    step("dot_float16(kind: ops::SmallFloat, x: &[f32], weights: &[u8]) -> f32", "product::dot_float16(kind, x, weights)",
+        &[("Avx512", Call("avx512::decode::dot_float16"))], "See [`product::dot_float16`]."),
 ];
 
 const fn step(

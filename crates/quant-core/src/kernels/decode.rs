@@ -130,6 +130,14 @@ impl RowDecoder {
         })
     }
 
+    /// The product of a row of codes with inputs where it need not be decoded first: codes are 16-bit floats.
+    pub(crate) fn dot(&self, isa: Isa, x: &[f32], codes: &[u8]) -> Option<f32> {
+        match self.source {
+            Source::Float16(kind) if self.scale == Stored::Nothing => Some(isa.backend().dot_float16(kind, x, codes)),
+            _ => None,
+        }
+    }
+
     /// How many rows are best decoded as one, where they lie side by side: the blocks of a row are whole, and rows of codes
     /// begin on bytes.
     pub(crate) fn rows_together(&self, layout: &Layout) -> usize {

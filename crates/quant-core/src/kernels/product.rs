@@ -1,5 +1,7 @@
 //! Sums of products.
 
+use super::ops::SmallFloat;
+
 /// Lanes a sum is formed in; they are added pairwise at the end, the same on every machine.
 const LANES: usize = 16;
 
@@ -22,6 +24,24 @@ fn dot(x: &[f32], weights: &[f32]) -> f32 {
     for (lane, (x, w)) in lanes.iter_mut().zip(x_tail.iter().zip(w_tail)) {
         *lane += x * w;
     }
+    fold(lanes)
+}
+
+/// The same sum for one row of inputs and weights that are 16-bit floats, little-endian.
+#[inline(always)]
+pub(crate) fn dot_float16(kind: SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    for (x, weights) in x.chunks(LANES).zip(weights.chunks(2 * LANES)) {
+        for (lane, (x, &code)) in lanes.iter_mut().zip(x.iter().zip(weights.as_chunks::<2>().0)) {
+            *lane += x * kind.decode(u32::from(u16::from_le_bytes(code)));
+        }
+    }
+    fold(lanes)
+}
+
+/// The sum of lanes, by halves.
+#[inline(always)]
+pub(crate) fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {

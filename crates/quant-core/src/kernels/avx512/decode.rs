@@ -3,6 +3,7 @@
 use super::super::avx2::bytes_of_mut;
 use super::super::decode::{Finish, Source, Strip, decode_strip, sign_extend};
 use super::super::ops::{self, SmallFloat};
+use super::super::product;
 use super::lines::Lines;
 use super::{AHEAD, VECTORS, prefetch, spread};
 use std::arch::x86_64::*;
@@ -44,6 +45,32 @@ pub(crate) fn decode_float16(kind: SmallFloat, codes: &[u8], out: &mut [f32]) {
     let source = Source::Float16(kind);
     let (scales, zeros) = (&[1.0; ops::BLOCKS], &[0.0; ops::BLOCKS]);
     decode(&Strip { source: &source, finish: Finish::Scale, codes, bits: 16, group: out.len(), scales, zeros }, out);
+}
+
+/// See [`product::dot_float16`]. Weights go from memory into the registers of the product.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(crate) fn dot_float16(kind: SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+    let (whole, tail) = x.as_chunks::<16>();
+    let (codes, codes_tail) = weights.split_at(32 * whole.len());
+    let mut sums = _mm512_setzero_ps();
+    for (x, codes) in whole.iter().zip(codes.as_chunks::<32>().0) {
+        // SAFETY: `codes` has 32 bytes and `x` 16 floats.
+        let (codes, x) = unsafe { (_mm256_loadu_si256(codes.as_ptr().cast()), _mm512_loadu_ps(x.as_ptr())) };
+        let weights = if kind.shift == 13 {
+            _mm512_cvtph_ps(codes)
+        } else {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(codes)))
+        };
+        sums = _mm512_add_ps(sums, _mm512_mul_ps(x, weights));
+    }
+    let mut lanes = [0.0; 16];
+    // SAFETY: `lanes` has 16 floats.
+    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sums) };
+    for (lane, (x, &code)) in lanes.iter_mut().zip(tail.iter().zip(codes_tail.as_chunks::<2>().0)) {
+        *lane += x * kind.decode(u32::from(u16::from_le_bytes(code)));
+    }
+    product::fold(lanes)
 }
 
 /// Values of the codes of a strip.

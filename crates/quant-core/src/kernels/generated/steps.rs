@@ -121,6 +121,11 @@ pub(crate) trait Backend: Sync {
     fn dots(&self, inputs: &[f32], weights: &[f32], out: &mut [f32]) {
         product::dots(inputs, weights, out);
     }
+
+    /// See [`product::dot_float16`].
+    fn dot_float16(&self, kind: ops::SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+        product::dot_float16(kind, x, weights)
+    }
 }
 
 /// Needs no proof: the instructions that every CPU of the target has (on aarch64 that includes NEON).
@@ -276,6 +281,16 @@ impl Backend for Avx2 {
 
         // SAFETY: a value of `Self` proves the features.
         unsafe { compiled(inputs, weights, out) }
+    }
+
+    fn dot_float16(&self, kind: ops::SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+        #[target_feature(enable = "avx2")]
+        fn compiled(kind: ops::SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+            product::dot_float16(kind, x, weights)
+        }
+
+        // SAFETY: a value of `Self` proves the features.
+        unsafe { compiled(kind, x, weights) }
     }
 }
 
@@ -452,5 +467,15 @@ impl Backend for Avx512 {
 
         // SAFETY: a value of `Self` proves the features.
         unsafe { compiled(inputs, weights, out) }
+    }
+
+    fn dot_float16(&self, kind: ops::SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+        fn compiled(kind: ops::SmallFloat, x: &[f32], weights: &[u8]) -> f32 {
+            avx512::decode::dot_float16(kind, x, weights)
+        }
+
+        // SAFETY: a value of `Self` proves the features.
+        unsafe { compiled(kind, x, weights) }
     }
 }
