@@ -58,8 +58,9 @@ const FIGURES: &[Figure] = &[
         panels: &["tiny-llama", "stories15M"],
         lines: &[
             Line { label: "SVD", tables: &["kept"], rows: &[], columns: &[[1, 2], [1, 6]] },
-            Line { label: "ASVD", tables: &["kept"], rows: &[], columns: &[[1, 4], [1, 7]] },
-            Line { label: "SVD-LLM", tables: &["kept"], rows: &[], columns: &[[1, 5], [1, 8]] },
+            Line { label: "FWSVD", tables: &["kept"], rows: &[], columns: &[[1, 3], [1, 7]] },
+            Line { label: "ASVD", tables: &["kept"], rows: &[], columns: &[[1, 4], [1, 8]] },
+            Line { label: "SVD-LLM", tables: &["kept"], rows: &[], columns: &[[1, 5], [1, 9]] },
             Line {
                 label: "int-g32, rounded to nearest",
                 tables: &["stored"],
