@@ -5,8 +5,8 @@
 
 MODEL_DIR holds a Hugging Face model whose tokens are bytes. Every window of CALIB.txt is used for calibration. Linears but for
 the head are quantized to unsigned integers with zero points in groups of 128 along the input, as `int4-g128-asym` has them: by
-rounding to nearest, and by GPTQ with its default options (damping 0.01, blocks of 128, activation order "static") and without
-activation order. Perplexity is for a byte, over the first windows of HELDOUT.txt, every byte of a window but its first predicted.
+rounding to nearest, by GPTQ with its default options (damping 0.01, blocks of 128, activation order "static") and without
+activation order, and by AWQ with its default options. Perplexity is for a byte, over the first windows of HELDOUT.txt, every byte of a window but its first predicted.
 
 Needs torch, transformers, datasets and llmcompressor (seen working with 2.11.0, 5.17.0, 5.0.1 and 0.14.0.1).
 """
@@ -19,8 +19,13 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+if not torch.cuda.is_available():
+    # The package pins what it keeps between layers, which fails where there is no GPU.
+    torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
 
 
 def windows(path, size, count=None):
@@ -66,6 +71,7 @@ def main():
             "rtn": lambda: QuantizationModifier(config_groups=groups(), ignore=["lm_head"]),
             "gptq": lambda: GPTQModifier(config_groups=groups(), ignore=["lm_head"], actorder=None),
             "gptq, static order": lambda: GPTQModifier(config_groups=groups(), ignore=["lm_head"], actorder="static"),
+            "awq": lambda: [AWQModifier(), QuantizationModifier(config_groups=groups(), ignore=["lm_head"])],
         }
         for name, modifier in methods.items():
             model = load()
