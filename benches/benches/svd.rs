@@ -152,7 +152,7 @@ fn pairs() {
     const RANK: usize = 512;
     let (a, b, x) = (weights(LARGE * RANK), weights(RANK * LARGE), weights(LARGE));
     println!(
-        "\nA vector through factors of rank {RANK} of a {LARGE} × {LARGE} weight, as stored and prepared for products (16-bit floats as f32)\n"
+        "\nA vector through factors of rank {RANK} of a {LARGE} × {LARGE} weight, as stored and prepared for products\n"
     );
     println!(
         "| factors | MB | reading them, CPU ms | the pair, CPU ms | × reading | the pair prepared, CPU ms | × reading | × one prepared linear of as many elements |\n\
