@@ -1,12 +1,11 @@
 //! Cholesky factors, and the factor of an inverse.
 
-use crate::product::{half, product};
-use crate::triangular::invert_lower_in_place;
+use crate::product::half;
+use crate::triangular::{invert_lower_in_place, square};
 use crate::view::{as_faer_mut, check_result, check_square};
 use crate::{Error, LEAF};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltError, cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::prelude::{Reborrow, ReborrowMut};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
@@ -112,7 +111,7 @@ fn factor(mut a: MatMut<'_, f64>) -> Result<(), usize> {
         cholesky_in_place(diagonal.rb_mut(), Default::default(), Par::Seq, stack, Default::default())
             .map_err(|LltError::NonPositivePivot { index }| start + index)?;
         divide(diagonal.rb(), below.rb_mut());
-        subtract_square(trailing, below.rb());
+        square(trailing, Accum::Add, below.rb(), -1.0);
     }
     Ok(())
 }
@@ -127,30 +126,4 @@ fn divide(l: MatRef<'_, f64>, b: MatMut<'_, f64>) {
         b.split_at_row_mut(half)
     };
     rayon::join(|| divide(l, top), || divide(l, bottom));
-}
-
-/// Subtracts `P Pᵀ` from the lower triangle of `c`.
-fn subtract_square(c: MatMut<'_, f64>, p: MatRef<'_, f64>) {
-    let n = c.nrows();
-    if n <= LEAF {
-        use BlockStructure::{Rectangular, TriangularLower};
-        return triangular::matmul(
-            c,
-            TriangularLower,
-            Accum::Add,
-            p,
-            Rectangular,
-            p.transpose(),
-            Rectangular,
-            -1.0,
-            Par::Seq,
-        );
-    }
-    let half = half(n);
-    let (upper, lower) = p.split_at_row(half);
-    let (first, _, corner, last) = c.split_at_mut(half, half);
-    rayon::join(
-        || product(corner, Accum::Add, lower, upper.transpose(), -1.0),
-        || rayon::join(|| subtract_square(first, upper), || subtract_square(last, lower)),
-    );
 }

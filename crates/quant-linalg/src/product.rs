@@ -5,7 +5,7 @@ use crate::view::{as_faer, as_faer_mut, contiguous};
 use faer::linalg::matmul::matmul as faer_matmul;
 use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef, Par};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
 use rayon::prelude::*;
 
 mod sealed {
@@ -20,16 +20,27 @@ pub trait Real: ComplexField<Real = Self> + Copy + Into<f64> + Send + Sync + sea
     const ONE: Self;
     #[doc(hidden)]
     const ZERO: Self;
+    /// The matrix times `factor` in f32; the matrix itself where that is no other.
+    #[doc(hidden)]
+    fn scaled_f32<'a>(a: ArrayView2<'a, Self>, factor: f64) -> CowArray<'a, f32, Ix2>;
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
 impl Real for f32 {
     const ONE: Self = 1.0;
     const ZERO: Self = 0.0;
+    fn scaled_f32<'a>(a: ArrayView2<'a, Self>, factor: f64) -> CowArray<'a, f32, Ix2> {
+        if factor == 1.0 { a.into() } else { a.mapv(|value| (f64::from(value) * factor) as f32).into() }
+    }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
 impl Real for f64 {
     const ONE: Self = 1.0;
     const ZERO: Self = 0.0;
+    fn scaled_f32<'a>(a: ArrayView2<'a, Self>, factor: f64) -> CowArray<'a, f32, Ix2> {
+        a.mapv(|value| (value * factor) as f32).into()
+    }
 }
 
 /// Computes `a b` for `a` `[m, k]` and `b` `[k, n]`.

@@ -1,8 +1,9 @@
 //! A truncated singular value decomposition from random projections.
 
+use crate::triangular::{gram, times_upper};
 use crate::view::check;
-use crate::{Error, Real, Svd, cholesky, gaussian, invert_lower, matmul, qr, solve_lower, solve_upper};
-use ndarray::{Array2, ArrayView2, Axis, Slice};
+use crate::{Eigh, Error, Real, Svd, cholesky, eigh, gaussian, invert_lower, matmul, qr, solve_lower};
+use ndarray::{Array2, ArrayView2, Axis, CowArray, Ix2, Slice};
 
 /// What [`randomized_svd`] computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl RandomizedSvd {
 /// The largest singular values and their vectors, nearly: Halko, Martinsson and Tropp (arXiv 0909.4061), Algorithms 4.4 and 5.1.
 ///
 /// 1. `Y = A Ω`, `Ω` `[n, rank + oversample]` of normal deviates;
-/// 2. for every power iteration, `Y = A · basis(Aᵀ · basis(Y))`;
+/// 2. for every power iteration, `Y = A · basis(Aᵀ · basis(Y))`, the outer basis only where `Y` says that f32 needs it;
 /// 3. `Q`, an orthonormal basis of `Y`, and the decomposition of `Qᵀ A`, rotated back by `Q` and cut to the rank.
 ///
 /// All products but the last by `A` and that by `Qᵀ` are in f32: they only choose the directions that are looked at, and what they miss by
@@ -78,7 +79,7 @@ pub fn randomized_svd(a: ArrayView2<'_, f64>, config: RandomizedSvd) -> Result<S
 /// at the largest singular value.
 ///
 /// The bases come from Cholesky's factor throughout, the last one from two rounds of it. The decomposition of `B = Qᵀ A` is
-/// that of the small factor `L` of `B Bᵀ` in f64, `L = U Σ Wᵀ` and `Vᵀ = Wᵀ L⁻¹ B`, where its pivots are alike, else
+/// from the eigenvectors of `B Bᵀ = U Σ² Uᵀ` in f64, `Vᵀ = Σ⁻¹ Uᵀ B`, where its eigenvalues are far enough from 0, else
 /// [`svd`](crate::svd)'s.
 ///
 /// # Errors
@@ -90,36 +91,39 @@ pub fn randomized_svd_f32<T: Real>(a: ArrayView2<'_, T>, config: RandomizedSvd) 
     };
     let (a, scale) = narrow(a);
     let near = directions(a.view(), width, config)?;
-    let q = basis(basis(matmul(a.view(), near.view()))?)?;
-    let mut svd = wide_svd(&matmul(rows_of(&q).view(), a.view()))?;
-    svd.u = matmul(q.view(), rounded(&svd.u).view()).mapv(f64::from);
-    svd.s *= scale;
-    Ok(truncate(svd, config.rank))
+    let q = basis(basis(matmul(a.view(), near.view()))?.0)?.0;
+    let Svd { u, s, vt } = wide_svd(&matmul(rows_of(&q).view(), a.view()), config.rank)?;
+    Ok(Svd { u: matmul(q.view(), rounded(&u).view()).mapv(f64::from), s: s * scale, vt })
 }
 
-/// Orthonormal columns near the space of the largest right singular vectors of `a`, whose elements are at most 1.
+/// Columns that span nearly the space of the largest right singular vectors of `a`.
 fn directions(a: ArrayView2<'_, f32>, width: usize, config: RandomizedSvd) -> Result<Array2<f32>, Error> {
     let mut near = rounded(&gaussian(a.ncols(), width, config.seed));
     for _ in 0..config.power_iterations {
-        let left = basis(matmul(a, near.view()))?;
+        let (left, pivot) = basis(matmul(a, near.view()))?;
         // As (Qᵀ A)ᵀ: reading a large matrix along its columns is slow.
-        near = basis(matmul(rows_of(&left).view(), a).reversed_axes())?;
+        near = matmul(rows_of(&left).view(), a).reversed_axes();
+        // `Aᵀ` draws columns together about as much as `A` did, and the next product will once more.
+        if pivot * pivot < LEAST_PIVOT_F32 {
+            near = basis(near)?.0;
+        }
     }
     Ok(near)
 }
 
-/// The decomposition of a matrix with fewer rows than columns.
-fn wide_svd(b: &Array2<f32>) -> Result<Svd, Error> {
+/// The decomposition of a matrix with fewer rows than columns, cut to the rank.
+fn wide_svd(b: &Array2<f32>, rank: usize) -> Result<Svd, Error> {
     let wide = b.mapv(f64::from);
-    let l = match cholesky(matmul(wide.view(), wide.t()).view()) {
-        Ok(l) if least_pivot(&l) > LEAST_PIVOT => l,
-        Ok(_) | Err(Error::NotPositiveDefinite { .. }) => return crate::svd(wide.view()),
-        Err(error) => return Err(error),
-    };
-    let Svd { u, s, vt } = crate::svd(l.view())?;
-    // Wᵀ L⁻¹ = (L⁻ᵀ W)ᵀ
-    let to_right = solve_upper(l.t(), vt.t())?.reversed_axes();
-    Ok(Svd { u, s, vt: matmul(rounded(&to_right).view(), b.view()).mapv(f64::from) })
+    let Eigh { values, vectors } = eigh(gram(wide.view()).view())?;
+    if values[0] < LEAST_EIGENVALUE * values[values.len() - 1] {
+        return Ok(truncate(crate::svd(wide.view())?, rank));
+    }
+    // The largest come last.
+    let last = Slice::new(-(rank as isize), None, -1);
+    let s = values.slice_axis(Axis(0), last).mapv(f64::sqrt);
+    let u = vectors.slice_axis(Axis(1), last).to_owned();
+    let vt = matmul(rounded(&(&u / &s)).t(), b.view()).mapv(f64::from);
+    Ok(Svd { u, s, vt })
 }
 
 /// `Qᵀ`, its rows side by side: half the time of a product with columns in strides.
@@ -127,34 +131,38 @@ fn rows_of<T: Real>(q: &Array2<T>) -> Array2<T> {
     q.t().as_standard_layout().into_owned()
 }
 
-/// Columns with the range of `y`, orthonormal to within what a power iteration needs: `Y R⁻¹` with `RᵀR = YᵀY`.
-fn basis(y: Array2<f32>) -> Result<Array2<f32>, Error> {
+/// Columns with the range of `y`, orthonormal to within what a power iteration needs: `Y R⁻¹` with `RᵀR = YᵀY`; and how far the
+/// columns of `y` are from depending on each other, as [`least_pivot`].
+fn basis(y: Array2<f32>) -> Result<(Array2<f32>, f64), Error> {
     match basis_in_f32(&y) {
         Some(basis) => Ok(basis),
-        None => Ok(rounded(&basis_in_f64(y.mapv(f64::from))?)),
+        None => Ok((rounded(&basis_in_f64(y.mapv(f64::from))?), 0.0)),
     }
 }
 
 /// The same where columns are at angles that f32 tells apart.
-fn basis_in_f32(y: &Array2<f32>) -> Option<Array2<f32>> {
-    let l = cholesky(matmul(y.t(), y.view()).mapv(f64::from).view()).ok()?;
-    if least_pivot(&l) < LEAST_PIVOT_F32 {
+fn basis_in_f32(y: &Array2<f32>) -> Option<(Array2<f32>, f64)> {
+    let l = cholesky(gram(y.t()).mapv(f64::from).view()).ok()?;
+    let pivot = least_pivot(&l);
+    if pivot < LEAST_PIVOT_F32 {
         return None;
     }
     let inverse = rounded(&invert_lower(l.view()).ok()?);
-    let basis = matmul(y.view(), inverse.t());
-    basis.iter().all(|value| value.is_finite()).then_some(basis)
+    let basis = times_upper(y.view(), inverse.view());
+    basis.iter().all(|value| value.is_finite()).then_some((basis, pivot))
 }
 
 fn basis_in_f64(y: Array2<f64>) -> Result<Array2<f64>, Error> {
-    let gram = matmul(y.t(), y.view());
-    match cholesky(gram.view()) {
+    match cholesky(gram(y.t()).view()) {
         // Squared pivots far below the largest leave nothing of the columns' angles.
         Ok(l) if least_pivot(&l) > LEAST_PIVOT => Ok(solve_lower(l.view(), y.t())?.reversed_axes()),
         Ok(_) | Err(Error::NotPositiveDefinite { .. }) => Ok(qr(y.view())?.q),
         Err(error) => Err(error),
     }
 }
+
+/// Eigenvalues below this share of the largest are too near to its round-off to divide by their roots.
+const LEAST_EIGENVALUE: f64 = 1e-10;
 
 /// Pivots of a triangular factor below this share of the largest have lost half of their digits, in f64 and in f32.
 const LEAST_PIVOT: f64 = 1e-6;
@@ -165,13 +173,19 @@ fn least_pivot(l: &Array2<f64>) -> f64 {
     least / most
 }
 
-/// Divides by the largest magnitude, which the directions do not depend on, and rounds to f32; and that magnitude.
-#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
-fn narrow<T: Real>(a: ArrayView2<'_, T>) -> (Array2<f32>, f64) {
-    let largest = a.iter().fold(0.0_f64, |largest, &value| largest.max(value.into().abs()));
-    let scale = if largest > 0.0 { largest } else { 1.0 };
-    (a.mapv(|value| (value.into() / scale) as f32), scale)
+/// Rounds to f32, divided by a power of two near the largest magnitude where that is far from 1; and that power.
+fn narrow<'a, T: Real>(a: ArrayView2<'a, T>) -> (CowArray<'a, f32, Ix2>, f64) {
+    // Magnitudes are in the order of their bits, whose maximum is found faster.
+    let largest = a.iter().fold(0, |largest, &value| largest.max(value.into().abs().to_bits()));
+    let scale = f64::from_bits(largest & EXPONENT).max(f64::MIN_POSITIVE);
+    let scale = if SAFE.contains(&scale) { 1.0 } else { scale };
+    (T::scaled_f32(a, scale.recip()), scale)
 }
+
+/// The bits of an f64's exponent.
+const EXPONENT: u64 = 0x7ff << 52;
+/// Largest magnitudes, 2^-16 to 2^16, whose fourth powers, which are formed, leave room in f32 for long sums of them.
+const SAFE: std::ops::RangeInclusive<f64> = 1.525_878_906_25e-5..=65536.0;
 
 #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
 fn rounded(a: &Array2<f64>) -> Array2<f32> {

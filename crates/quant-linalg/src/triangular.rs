@@ -1,7 +1,7 @@
 //! Triangular systems and inverses.
 
-use crate::product::{half, product};
-use crate::view::{as_faer_mut, check, check_result, check_square, to_faer};
+use crate::product::{Real, half, product};
+use crate::view::{as_faer, as_faer_mut, check, check_result, check_square, contiguous, to_faer};
 use crate::{Error, LEAF};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
@@ -55,6 +55,21 @@ pub fn invert_lower(l: ArrayView2<'_, f64>) -> Result<Array2<f64>, Error> {
     Ok(inverse)
 }
 
+/// `P Pᵀ` of rows: its lower triangle, with zeros above.
+pub(crate) fn gram<T: Real>(rows: ArrayView2<'_, T>) -> Array2<T> {
+    let mut out = Array2::from_elem((rows.nrows(), rows.nrows()), T::ZERO);
+    square(as_faer_mut(&mut out), Accum::Replace, as_faer(&contiguous(&rows)), T::ONE);
+    out
+}
+
+/// `Y Lᵀ` for `L` lower triangular.
+pub(crate) fn times_upper<T: Real>(y: ArrayView2<'_, T>, l: ArrayView2<'_, T>) -> Array2<T> {
+    let mut out = Array2::from_elem(y.dim(), T::ZERO);
+    let (y, l) = (contiguous(&y), contiguous(&l));
+    lower_times(as_faer_mut(&mut out).transpose_mut(), as_faer(&l), as_faer(&y).transpose(), T::ONE);
+    out
+}
+
 fn solve(
     matrix: ArrayView2<'_, f64>,
     b: ArrayView2<'_, f64>,
@@ -105,7 +120,7 @@ pub(crate) fn invert_lower_in_place(mut l: MatMut<'_, f64>) {
 }
 
 /// `out = alpha b t` with `t` lower triangular.
-fn times_lower(out: MatMut<'_, f64>, b: MatRef<'_, f64>, t: MatRef<'_, f64>, alpha: f64) {
+fn times_lower<T: Real>(out: MatMut<'_, T>, b: MatRef<'_, T>, t: MatRef<'_, T>, alpha: T) {
     // Transposed and reversed it is the other case: (J tᵀ J) is lower triangular again.
     lower_times(
         out.transpose_mut().reverse_rows_mut(),
@@ -116,7 +131,7 @@ fn times_lower(out: MatMut<'_, f64>, b: MatRef<'_, f64>, t: MatRef<'_, f64>, alp
 }
 
 /// `out = alpha t b` with `t` lower triangular: the rows of the lower half see all of `b`, those of the upper half only its upper part.
-fn lower_times(out: MatMut<'_, f64>, t: MatRef<'_, f64>, b: MatRef<'_, f64>, alpha: f64) {
+fn lower_times<T: Real>(out: MatMut<'_, T>, t: MatRef<'_, T>, b: MatRef<'_, T>, alpha: T) {
     let n = t.nrows();
     if n <= LEAF {
         return triangle_leaf(out, t, b, alpha);
@@ -135,7 +150,7 @@ fn lower_times(out: MatMut<'_, f64>, t: MatRef<'_, f64>, b: MatRef<'_, f64>, alp
 }
 
 /// [`lower_times`] for a short triangle: bands of columns on different threads.
-fn triangle_leaf(out: MatMut<'_, f64>, t: MatRef<'_, f64>, b: MatRef<'_, f64>, alpha: f64) {
+fn triangle_leaf<T: Real>(out: MatMut<'_, T>, t: MatRef<'_, T>, b: MatRef<'_, T>, alpha: T) {
     if out.ncols() > LEAF {
         let half = half(out.ncols());
         let ((left, right), (before, after)) = (out.split_at_col_mut(half), b.split_at_col(half));
@@ -144,4 +159,21 @@ fn triangle_leaf(out: MatMut<'_, f64>, t: MatRef<'_, f64>, b: MatRef<'_, f64>, a
     }
     use BlockStructure::{Rectangular, TriangularLower};
     triangular::matmul(out, Rectangular, Accum::Replace, t, TriangularLower, b, Rectangular, alpha, Par::Seq);
+}
+
+/// The lower triangle of `c = alpha p pᵀ`, or of `c += alpha p pᵀ`. The rest is not touched.
+pub(crate) fn square<T: Real>(c: MatMut<'_, T>, beta: Accum, p: MatRef<'_, T>, alpha: T) {
+    let n = c.nrows();
+    if n <= LEAF {
+        use BlockStructure::{Rectangular, TriangularLower};
+        let (lower, all) = (TriangularLower, Rectangular);
+        return triangular::matmul(c, lower, beta, p, all, p.transpose(), all, alpha, Par::Seq);
+    }
+    let half = half(n);
+    let (upper, lower) = p.split_at_row(half);
+    let (first, _, corner, last) = c.split_at_mut(half, half);
+    rayon::join(
+        || product(corner, beta, lower, upper.transpose(), alpha),
+        || rayon::join(|| square(first, beta, upper, alpha), || square(last, beta, lower, alpha)),
+    );
 }
