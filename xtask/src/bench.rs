@@ -1,6 +1,7 @@
 //! Runs the tables of `benches/` and writes them into the page of benchmarks.
 
-use crate::{Failure, docs};
+use crate::docs::BENCHMARKS;
+use crate::{Failure, bars, docs};
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,21 +10,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const TABLES: &[&str] =
     &["encode", "decode", "products", "grouped", "experts", "attention", "gptq", "hadamard", "svd", "vector", "tokens"];
 
-const PAGE: &str = "docs/src/benchmarks.md";
-
 /// Runs the named benchmarks, or all, and replaces the generated sections of these names on the page.
 pub(crate) fn run(root: &Path, names: &[&str]) -> Result<(), Failure> {
     if let Some(unknown) = names.iter().find(|name| !TABLES.contains(name)) {
         return Err(format!("no benchmark {unknown:?} prints tables; there are {}", TABLES.join(", ")));
     }
-    let path = root.join(PAGE);
+    let path = root.join(BENCHMARKS);
     for name in TABLES.iter().filter(|name| names.is_empty() || names.contains(name)) {
         let tables = measure(root, name)?;
-        let page = std::fs::read_to_string(&path).map_err(|error| format!("{PAGE}: {error}"))?;
+        let page = std::fs::read_to_string(&path).map_err(|error| format!("{BENCHMARKS}: {error}"))?;
         let section = format!("{}\n\n{}\n", machine(), headings(&tables));
         docs::publish(&path, &docs::replace_section(&page, name, &section)?, docs::Mode::Write)?;
     }
-    Ok(())
+    bars::run(root, docs::Mode::Write)
 }
 
 fn measure(root: &Path, name: &str) -> Result<String, Failure> {

@@ -1,5 +1,6 @@
 //! Line charts as SVG, with nothing but coordinates rounded to a tenth: the same bytes everywhere.
 
+use crate::docs::escape;
 use std::fmt::Write;
 
 /// One line or set of marks.
@@ -188,10 +189,6 @@ fn stroke(series: &Series<'_>, points: &[(f64, f64)]) -> String {
     }
     let dash = if series.style == Style::Dashed { " stroke-dasharray=\"6 4\"" } else { "" };
     format!("{circles}<path d=\"{text}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.8\"{dash}/>", series.colour)
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! that build scripts and macros are compiled once. The crates that read files are tested a second time in the dev
 //! profile, where integer overflow panics.
 
-use crate::{Failure, codegen, curves, docs, study};
+use crate::{Failure, codegen, docs, figures, study};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -38,7 +38,7 @@ const STEPS: &[Step] = &[
         summary: "generated kernels, pages and figures are up to date",
         run: |ci| {
             let check = docs::Mode::Check;
-            task([codegen::run, study::run, curves::run].into_iter().try_for_each(|run| run(ci.root, check)))
+            task([codegen::run, study::run, figures].into_iter().try_for_each(|run| run(ci.root, check)))
         },
     },
     Step {

@@ -119,7 +119,7 @@ const fn vectors(label: &'static str, rows: &'static [&'static str]) -> Line {
     Line { label, tables: &["around 2 bits", "around 3 bits"], rows, columns: &[[1, 3], [5, 6]] }
 }
 
-/// Draws all figures, or checks that they would not change.
+/// Draws all curves, or checks that they would not change.
 pub(crate) fn run(root: &Path, mode: Mode) -> Result<(), Failure> {
     for figure in FIGURES {
         let page = root.join("docs/src").join(figure.page);

@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Whether generated files are written or only compared.
@@ -27,18 +28,38 @@ pub(crate) fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Fail
     }
 }
 
-/// Replaces the text between `<!-- begin generated: NAME -->` and `<!-- end generated -->`.
-pub(crate) fn replace_section(page: &str, name: &str, content: &str) -> Result<String, Failure> {
+/// The page of benchmarks.
+pub(crate) const BENCHMARKS: &str = "docs/src/benchmarks.md";
+
+/// Where the text between `<!-- begin generated: NAME -->` and `<!-- end generated -->` lies.
+fn generated(page: &str, name: &str) -> Result<Range<usize>, Failure> {
     let begin = format!("<!-- begin generated: {name} -->\n");
-    let end = "<!-- end generated -->";
     let missing = || format!("the page has no section {name:?}");
     let start = page.find(&begin).ok_or_else(missing)? + begin.len();
-    let length = page[start..].find(end).ok_or_else(missing)?;
-    Ok(format!("{}\n{}\n\n{}", &page[..start], content.trim_end(), &page[start + length..]))
+    let length = page[start..].find("<!-- end generated -->").ok_or_else(missing)?;
+    Ok(start..start + length)
+}
+
+/// A generated section of a page.
+pub(crate) fn section<'a>(page: &'a str, name: &str) -> Result<&'a str, Failure> {
+    Ok(&page[generated(page, name)?])
+}
+
+/// Replaces a generated section.
+pub(crate) fn replace_section(page: &str, name: &str, content: &str) -> Result<String, Failure> {
+    let Range { start, end } = generated(page, name)?;
+    Ok(format!("{}\n{}\n\n{}", &page[..start], content.trim_end(), &page[end..]))
+}
+
+/// Text as XML has it.
+pub(crate) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 /// A table of a page: the heading row first, then the others.
 pub(crate) struct Table<'a> {
+    /// The last heading of the page before it.
+    pub(crate) title: &'a str,
     headings: Vec<&'a str>,
     pub(crate) rows: Vec<Vec<&'a str>>,
 }
@@ -56,13 +77,14 @@ pub(crate) fn tables(page: &str) -> Vec<Table<'_>> {
         line.trim_matches('|').split('|').map(str::trim).collect()
     }
     let mut tables: Vec<Table<'_>> = Vec::new();
-    let mut inside = false;
+    let (mut inside, mut title) = (false, "");
     for line in page.lines() {
         match (line.starts_with('|'), inside) {
-            (true, false) => tables.push(Table { headings: cells(line), rows: Vec::new() }),
+            (true, false) => tables.push(Table { title, headings: cells(line), rows: Vec::new() }),
             (true, true) if line.starts_with("|--") || line.starts_with("|:-") => {}
             (true, true) => tables.last_mut().map_or((), |table| table.rows.push(cells(line))),
-            _ => {}
+            (false, _) if line.starts_with('#') => title = line.trim_start_matches('#').trim(),
+            (false, _) => {}
         }
         inside = line.starts_with('|');
     }

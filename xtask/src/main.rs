@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask ci`, `cargo xtask codegen`, `cargo xtask study`, `cargo xtask curves`, `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
+mod bars;
 mod bench;
 mod chart;
 mod ci;
@@ -19,8 +20,8 @@ Usage: cargo xtask <task>
   ci --list          name the steps
   codegen [--check]  write the generated kernel modules of the crates; with --check, fail if any would change
   study [--check]    write the measured tables and figures of docs/src; with --check, fail if any would change
-  curves [--check]   draw the curves of docs/src from the tables beside them; with --check, fail if any would change
-  bench [NAME...]    run the tables of benches/, all or the named ones, and write them to docs/src/benchmarks.md
+  curves [--check]   draw the curves and bars of docs/src from the tables beside them; with --check, fail if any would change
+  bench [NAME...]    run the tables of benches/, all or the named ones, and write them to docs/src/benchmarks.md, with bars
   links              check that every relative link in the Markdown files leads somewhere
 ";
 
@@ -42,8 +43,8 @@ fn main() -> ExitCode {
         ["codegen", "--check"] => codegen::run(root, docs::Mode::Check),
         ["study"] => study::run(root, docs::Mode::Write),
         ["study", "--check"] => study::run(root, docs::Mode::Check),
-        ["curves"] => curves::run(root, docs::Mode::Write),
-        ["curves", "--check"] => curves::run(root, docs::Mode::Check),
+        ["curves"] => figures(root, docs::Mode::Write),
+        ["curves", "--check"] => figures(root, docs::Mode::Check),
         ["bench", names @ ..] => bench::run(root, names),
         ["links"] => docs::check_links(root),
         [] | ["help" | "--help" | "-h"] => {
@@ -62,4 +63,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Figures that are drawn from tables.
+fn figures(root: &Path, mode: docs::Mode) -> Result<(), Failure> {
+    curves::run(root, mode)?;
+    bars::run(root, mode)
 }
