@@ -1,6 +1,6 @@
 //! Attention on packed codes: neither keys nor values are decoded.
 //!
-//! Tokens are cut into splits at fixed places. Each split, for a few queries at a time, goes through three steps:
+//! Tokens are cut into splits at fixed places behind the sinks. Each split, for a few queries at a time, goes through three steps:
 //! scores of its tokens, weights relative to their largest, weighted sum of its values. Splits are put together in their
 //! order. Neither depends on which thread does what, so that no bit depends on the number of threads.
 //!
@@ -30,6 +30,7 @@ use crate::attend::Request;
 use crate::cache::QuantizedKv;
 use crate::codec::{Codec, RowMap};
 use crate::packed::PackedRows;
+use crate::pages::Order;
 use crate::side::{Side, Span, SpanKind};
 use crate::{FullPrecision, KeyStorage, KvGeometry, Mask};
 use avx512::{Avx512, Rows};
@@ -38,6 +39,7 @@ use kernels::Turned;
 use plan::{LANES, Plan, Queries};
 use quant_core::kernels::Isa;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -70,8 +72,8 @@ struct Form {
 }
 
 impl Form {
-    fn new(rows: PackedRows) -> Self {
-        Self { ints: IntPlan::new(&rows), plan: Plan::new(rows) }
+    fn new(rows: PackedRows, order: Order) -> Self {
+        Self { ints: IntPlan::new(&rows, order != Order::Units), plan: Plan::new(rows) }
     }
 }
 
@@ -79,10 +81,11 @@ impl<'a> Reader<'a> {
     fn new(side: &'a Side, stage: usize, heads: usize, dim: usize) -> Option<Self> {
         let codec: &dyn Codec = side.codec();
         let sealed = codec.packed(stage.min(codec.stages() - 1))?;
-        let exact = |precision: FullPrecision| Form::new(PackedRows::floats(precision.coding(), heads, dim));
+        let exact =
+            |precision: FullPrecision| Form::new(PackedRows::floats(precision.coding(), heads, dim), Order::Units);
         let fits = sealed.heads == heads && (sealed.transposed || sealed.columns == dim);
         fits.then(|| Self {
-            sealed: Form::new(sealed),
+            sealed: Form::new(sealed, side.order()),
             exact: exact(side.precision()),
             fresh: exact(FullPrecision::F32),
             maps: codec.maps(),
@@ -127,11 +130,12 @@ pub(crate) fn attend(cache: &QuantizedKv, request: &Request<'_>, out: &mut [f32]
     let (cached, total) = (cache.keys.len(), request.positions.len());
     let (mut key_spans, mut value_spans) = (cache.keys.spans(), cache.values.spans());
     if total > cached {
-        let fresh_span = |bytes| Span { kind: SpanKind::Fresh, tokens: cached..total, bytes, capacity: None };
+        let fresh_span = |bytes| Span { kind: SpanKind::Fresh, tokens: cached..total, bytes, cut: None };
         key_spans.push(fresh_span(fresh[0].as_slice()));
         value_spans.push(fresh_span(fresh[1].as_slice()));
     }
-    let shared = Shared { kernels, geometry, request, keys, values, key_spans, value_spans, pool: scratch };
+    let sinks = cache.keys.sinks();
+    let shared = Shared { kernels, geometry, request, sinks, keys, values, key_spans, value_spans, pool: scratch };
     shared.attend(out);
     true
 }
@@ -165,6 +169,7 @@ struct Shared<'a> {
     kernels: Avx512,
     geometry: KvGeometry,
     request: &'a Request<'a>,
+    sinks: usize,
     keys: Reader<'a>,
     values: Reader<'a>,
     key_spans: Vec<Span<'a>>,
@@ -212,7 +217,9 @@ impl Shared<'_> {
         let geometry = self.geometry;
         let (width, out_width) = (geometry.q_heads * geometry.dim_k, geometry.q_heads * geometry.dim_v);
         let (count, total) = (self.request.queries.len() / width, self.request.positions.len());
-        let splits = total.div_ceil(SPLIT);
+        // As pages begin behind the sinks, so do splits.
+        let lead = (SPLIT - self.sinks % SPLIT) % SPLIT;
+        let splits = (total + lead).div_ceil(SPLIT);
         let per_block = (MOST_MEMBERS / geometry.group()).max(1);
         let blocks_at_once = (MOST_JOBS / splits).max(1);
         let in_parallel = rayon::current_num_threads() > 1 && total * geometry.key_width() * count >= LEAST_ELEMENTS;
@@ -222,7 +229,7 @@ impl Shared<'_> {
             let block = |&at: &usize| self.block(at..end.min(at + per_block));
             let job = |blocks: &[Block], job: usize| {
                 let start = job % splits * SPLIT;
-                self.job(&blocks[job / splits], start..total.min(start + SPLIT))
+                self.job(&blocks[job / splits], start.saturating_sub(lead)..total.min(start + SPLIT - lead))
             };
             let blocks: Vec<Block>;
             let partials: Vec<Partial>;
@@ -488,12 +495,13 @@ impl Shared<'_> {
                 };
                 if let Some(plan) = &form.ints {
                     let meta = (buffers.turned_scales.as_slice(), buffers.turned_zeros.as_slice());
-                    run.each_tile(&form.plan.rows, next, Meta::turned(meta), |head, first, rows| {
+                    run.each_tile(&form.plan.rows, next, Meta::turned(meta), |head, first, mut rows| {
                         self.kernels.turn_values(plan, &rows, turned);
                         for &(member, size) in &block.packs {
                             let weights = (weights_of(head, member, first), SPLIT);
                             let sums = sums[sums_at(head, (member, size))].split_at_mut(vectors * size * LANES);
                             self.kernels.weigh_integers(plan, size, weights, &rows, sums, turned);
+                            rows.ahead = &[];
                         }
                     });
                 } else {
@@ -599,7 +607,7 @@ struct Run<'a> {
     tokens: Range<usize>,
     wanted: Range<usize>,
     /// From the first row on.
-    codes: &'a [u8],
+    codes: Cow<'a, [u8]>,
     stride: usize,
     /// Bytes from the codes of a head to those of the next.
     head_stride: usize,
@@ -629,16 +637,26 @@ fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<usize>) -> V
         let mut at = start;
         while at < end {
             let place = at - span.tokens.start;
-            let run = if let Some(capacity) = span.capacity {
-                let meta = &bytes[row_bytes * capacity..];
+            let run = if let Some((capacity, order)) = span.cut {
+                let (codes, meta) = bytes.split_at(row_bytes * capacity);
                 let rest = unit_bytes - row_bytes;
+                let amid = place % order.units();
+                let most = if amid == 0 { RUN } else { order.units() - amid };
+                let tokens = at..end.min(at + most);
+                let codes = if amid == 0 {
+                    Cow::Borrowed(&codes[place * head_bytes..])
+                } else {
+                    let units = place..place + tokens.len();
+                    let heads = codes.chunks_exact(head_bytes * capacity);
+                    Cow::Owned(heads.flat_map(|codes| order.realigned(codes, head_bytes, units.clone())).collect())
+                };
                 Run {
                     kind,
-                    tokens: at..end.min(at + RUN),
-                    wanted: at..end.min(at + RUN),
-                    codes: &bytes[place * head_bytes..row_bytes * capacity],
+                    wanted: tokens.clone(),
+                    tokens,
                     stride: head_bytes,
-                    head_stride: head_bytes * capacity,
+                    head_stride: head_bytes * if amid == 0 { capacity } else { order.units() },
+                    codes,
                     meta: if form.ints.is_some() && layout.has_plain_halves() {
                         MetaBytes::Halves(&meta[2 * place..], capacity)
                     } else {
@@ -652,7 +670,7 @@ fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<usize>) -> V
                     kind,
                     tokens: at..next,
                     wanted: at..next,
-                    codes: units,
+                    codes: units.into(),
                     stride: unit_bytes,
                     head_stride: head_bytes,
                     meta: MetaBytes::Units(&units[row_bytes..], unit_bytes),
@@ -671,7 +689,7 @@ fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<usize>) -> V
                     kind,
                     tokens,
                     wanted,
-                    codes: &codes[first_row * row_bytes..],
+                    codes: codes[first_row * row_bytes..].into(),
                     stride: row_bytes,
                     head_stride: head_bytes,
                     meta: MetaBytes::Unit(meta, first_row),
@@ -754,10 +772,10 @@ impl<'a> Run<'a> {
     }
 
     /// Calls for some tokens at a time, of every head: with head, first token of the run, rows.
-    fn each_tile(
-        &self,
+    fn each_tile<'r>(
+        &'r self,
         layout: &PackedRows,
-        next: Option<&Run<'a>>,
+        next: Option<&'r Run<'a>>,
         meta: Meta<'_>,
         mut call: impl FnMut(usize, usize, Rows<'_>),
     ) {
@@ -795,7 +813,7 @@ impl<'a> Run<'a> {
     }
 
     /// Where the rows of one head lie side by side: those of a head that comes soon.
-    fn head_ahead(&self, head: usize, rows: usize, heads: usize, next: Option<&Run<'a>>) -> &'a [u8] {
+    fn head_ahead<'r>(&'r self, head: usize, rows: usize, heads: usize, next: Option<&'r Run<'a>>) -> &'r [u8] {
         let soon = head + AHEAD_BYTES.div_ceil(rows * self.stride);
         let codes = if soon < heads {
             self.codes.get(soon * self.head_stride..)
@@ -806,14 +824,14 @@ impl<'a> Run<'a> {
     }
 
     /// Where heads of a row lie side by side: of the rows that follow `after` a part, and what of it each row asks for.
-    fn part_ahead(
-        &self,
+    fn part_ahead<'r>(
+        &'r self,
         after: usize,
         head: usize,
         rows: usize,
         heads: usize,
-        next: Option<&Run<'a>>,
-    ) -> (&'a [u8], usize) {
+        next: Option<&'r Run<'a>>,
+    ) -> (&'r [u8], usize) {
         let piece = rows * self.stride / heads;
         let (soon, end) = (after * self.stride + head * piece, self.tokens.len() * self.stride);
         let codes =

@@ -1,7 +1,7 @@
 //! How sealed rows lie in bytes, for attention that reads codes instead of decoded rows.
 
-use crate::kernels;
-use crate::pages::Cut;
+use crate::pages::{Cut, Order, Pieces};
+use crate::{Stream, kernels};
 use quant_core::{Element, FloatKind, Format, IntRule, Layout, NvRule, Overflow, Scale, ScaleType};
 
 /// Where codes, scales and zero points of sealed units lie: what [`Codec::packed`](crate::Codec::packed) tells attention.
@@ -88,6 +88,16 @@ impl Coding {
             Self::E4m3 | Self::E5m2 => 8,
             Self::Word | Self::F16 | Self::Bf16 => 16,
             Self::F32 => 32,
+        }
+    }
+
+    /// The sign bits of all codes of a byte: once they are flipped, code 0 stands for the least value.
+    pub(crate) fn signs(self) -> u8 {
+        match self {
+            Self::Int { bits: 2, signed: true } => 0xaa,
+            Self::Int { bits: 4, signed: true } => 0x88,
+            Self::Int { signed: true, .. } => 0x80,
+            _ => 0,
         }
     }
 
@@ -196,19 +206,34 @@ impl PackedRows {
         )
     }
 
-    /// How pages cut units of one row: the codes of each head, then each scale where kernels take those of many tokens
-    /// at once, else whatever follows the codes.
-    pub(crate) fn cut(&self) -> Cut {
+    /// How pages of so many units cut units of one row: the codes of each head, then each scale where kernels take those of
+    /// many tokens at once, else whatever follows the codes.
+    pub(crate) fn cut(&self, stream: Stream, page_units: usize) -> Cut {
         if self.rows != 1 || self.transposed {
             return Cut::default();
         }
-        let mut pieces = vec![[self.head_bytes(), self.heads]];
+        let order = self.order(stream, page_units);
+        let mut pieces = vec![Pieces { size: self.head_bytes(), count: self.heads, order }];
         let rest = self.unit_bytes - self.row_bytes;
         if rest > 0 {
             let halves = matches!(self.coding, Coding::Int { .. }) && self.has_plain_halves();
-            pieces.push(if halves { [2, rest / 2] } else { [rest, 1] });
+            let (size, count) = if halves { (2, rest / 2) } else { (rest, 1) };
+            pieces.push(Pieces { size, count, order: Order::Units });
         }
         Cut(pieces)
+    }
+
+    /// How codes of a head lie in pages: where they are integers, as kernels multiply them, with code 0 for the least value.
+    fn order(&self, stream: Stream, page_units: usize) -> Order {
+        let fits = self.head_bytes().is_multiple_of(16) && page_units.is_multiple_of(16);
+        if !(fits && matches!(self.coding, Coding::Int { .. })) {
+            return Order::Units;
+        }
+        let flip = self.coding.signs();
+        match stream {
+            Stream::Keys => Order::Sixteens { flip },
+            Stream::Values => Order::Fours { flip },
+        }
     }
 
     /// Bytes of the codes of a row of one head.

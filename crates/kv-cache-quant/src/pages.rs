@@ -1,7 +1,8 @@
 //! Sealed units in pages of fixed size, shared between forks until one of them is written to.
 //!
 //! Units that attention reads head by head are cut into pieces, the codes of each head and perhaps each scale, and a page
-//! holds the first piece of all its units, then the second, and so on: what is read after each other lies so. Outside of
+//! holds the first piece of all its units, then the second, and so on: what is read after each other lies so. Codes that are
+//! multiplied as integers lie as the instructions for that want them, bytes of several units side by side. Outside of
 //! pages, in saved caches too, the bytes of a unit are together.
 
 use crate::codec::Codec;
@@ -26,18 +27,101 @@ pub(crate) struct Pages {
     list: Vec<Arc<Page>>,
 }
 
-/// The pieces of a unit: how many bytes, and how many pieces of so many. None: a unit is one piece.
+/// The pieces of a unit, in their order. None: a unit is one piece.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Cut(pub(crate) Vec<[usize; 2]>);
+pub(crate) struct Cut(pub(crate) Vec<Pieces>);
+
+/// Pieces of equal size that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    /// Bytes of each.
+    pub(crate) size: usize,
+    pub(crate) count: usize,
+    pub(crate) order: Order,
+}
+
+/// How the same piece of many units lies in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Unit after unit.
+    Units,
+    /// Sixteen units side by side, four bytes of each at a time. Bits of `flip` are inverted in every byte.
+    Sixteens { flip: u8 },
+    /// Four units side by side, byte by byte.
+    Fours { flip: u8 },
+}
+
+impl Order {
+    /// Units that lie side by side.
+    pub(crate) fn units(self) -> usize {
+        match self {
+            Self::Units => 1,
+            Self::Sixteens { .. } => 16,
+            Self::Fours { .. } => 4,
+        }
+    }
+
+    /// Writes the piece of a unit to where those of all units are.
+    fn write(self, pieces: &mut [u8], unit: usize, from: &[u8]) {
+        let (units, size) = (self.units(), from.len());
+        let tile = &mut pieces[unit / units * units * size..][..units * size];
+        let lane = unit % units;
+        match self {
+            Self::Units => copy(tile, from),
+            Self::Sixteens { flip } => scatter::<4, 64>(tile, lane, from, flip),
+            Self::Fours { flip } => scatter::<1, 4>(tile, lane, from, flip),
+        }
+    }
+
+    /// Reads the piece of a unit.
+    pub(crate) fn read(self, pieces: &[u8], unit: usize, to: &mut [u8]) {
+        let (units, size) = (self.units(), to.len());
+        let tile = &pieces[unit / units * units * size..][..units * size];
+        let lane = unit % units;
+        match self {
+            Self::Units => copy(to, tile),
+            Self::Sixteens { flip } => gather::<4, 64>(tile, lane, to, flip),
+            Self::Fours { flip } => gather::<1, 4>(tile, lane, to, flip),
+        }
+    }
+
+    /// The pieces of some units as if the first of them were the first of a page.
+    pub(crate) fn realigned(self, pieces: &[u8], size: usize, units: Range<usize>) -> Vec<u8> {
+        let mut out = vec![0; units.len().next_multiple_of(self.units()) * size];
+        let mut piece = vec![0; size];
+        for (at, unit) in units.enumerate() {
+            self.read(pieces, unit, &mut piece);
+            self.write(&mut out, at, &piece);
+        }
+        out
+    }
+}
+
+/// Writes `W` bytes at a time, one of them every `S`.
+fn scatter<const W: usize, const S: usize>(tile: &mut [u8], lane: usize, from: &[u8], flip: u8) {
+    let (steps, _) = tile.as_chunks_mut::<S>();
+    for (to, from) in steps.iter_mut().zip(from.as_chunks::<W>().0) {
+        to[lane * W..][..W].copy_from_slice(&from.map(|byte| byte ^ flip));
+    }
+}
+
+/// The inverse of [`scatter`].
+fn gather<const W: usize, const S: usize>(tile: &[u8], lane: usize, to: &mut [u8], flip: u8) {
+    let (steps, _) = tile.as_chunks::<S>();
+    for (from, to) in steps.iter().zip(to.as_chunks_mut::<W>().0) {
+        to.copy_from_slice(&from[lane * W..][..W]);
+        to.iter_mut().for_each(|byte| *byte ^= flip);
+    }
+}
 
 impl Cut {
-    /// Calls with where each piece starts in a unit, and its bytes.
-    fn each(&self, unit_bytes: usize, mut call: impl FnMut(usize, usize)) {
-        let whole = [[unit_bytes, 1]];
+    /// Calls with where each piece starts in a unit, its bytes, and how it lies in pages.
+    fn each(&self, unit_bytes: usize, mut call: impl FnMut(usize, usize, Order)) {
+        let whole = [Pieces { size: unit_bytes, count: 1, order: Order::Units }];
         let mut from = 0;
-        for &[size, count] in if self.0.is_empty() { whole.as_slice() } else { &self.0 } {
+        for &Pieces { size, count, order } in if self.0.is_empty() { whole.as_slice() } else { &self.0 } {
             for _ in 0..count {
-                call(from, size);
+                call(from, size, order);
                 from += size;
             }
         }
@@ -75,6 +159,11 @@ impl Pages {
         !self.cut.0.is_empty()
     }
 
+    /// How the first pieces lie, the codes of a head.
+    pub(crate) fn order(&self) -> Order {
+        self.cut.0.first().map_or(Order::Units, |pieces| pieces.order)
+    }
+
     /// A page as it is, with room for more.
     pub(crate) fn raw(&self, page: usize) -> &[u8] {
         &self.list[page].bytes
@@ -100,10 +189,10 @@ impl Pages {
             return Cow::Borrowed(&page.bytes[..page.units * unit_bytes]);
         }
         let mut out = vec![0; page.units * unit_bytes];
-        self.cut.each(unit_bytes, |from, size| {
-            let pieces = page.bytes[from * self.units..].chunks_exact(size);
-            for (out, piece) in out.chunks_exact_mut(unit_bytes).zip(pieces) {
-                copy(&mut out[from..from + size], piece);
+        self.cut.each(unit_bytes, |from, size, order| {
+            let pieces = &page.bytes[from * self.units..][..size * self.units];
+            for (unit, out) in out.chunks_exact_mut(unit_bytes).enumerate() {
+                order.read(pieces, unit, &mut out[from..from + size]);
             }
         });
         Cow::Owned(out)
@@ -143,10 +232,10 @@ impl Pages {
             let page = Arc::make_mut(page);
             let count = (units.len() / unit_bytes).min(self.units - page.units);
             let (some, rest) = units.split_at(count * unit_bytes);
-            self.cut.each(unit_bytes, |from, size| {
-                let pieces = page.bytes[from * self.units + page.units * size..].chunks_exact_mut(size);
-                for (unit, piece) in some.chunks_exact(unit_bytes).zip(pieces) {
-                    copy(piece, &unit[from..from + size]);
+            self.cut.each(unit_bytes, |from, size, order| {
+                let pieces = &mut page.bytes[from * self.units..][..size * self.units];
+                for (at, unit) in (page.units..).zip(some.chunks_exact(unit_bytes)) {
+                    order.write(pieces, at, &unit[from..from + size]);
                 }
             });
             page.units += count;
@@ -160,8 +249,8 @@ impl Pages {
         for page in &self.list {
             if unit < before + page.units {
                 let (at, mut out) = (unit - before, vec![0; unit_bytes]);
-                self.cut.each(unit_bytes, |from, size| {
-                    copy(&mut out[from..from + size], &page.bytes[from * self.units + at * size..][..size]);
+                self.cut.each(unit_bytes, |from, size, order| {
+                    order.read(&page.bytes[from * self.units..][..size * self.units], at, &mut out[from..from + size]);
                 });
                 return Some(out);
             }
@@ -198,9 +287,17 @@ impl Pages {
             }
             if first < end {
                 let page = Arc::make_mut(page);
-                self.cut.each(unit_bytes, |from, size| {
-                    let from = from * self.units;
-                    page.bytes.copy_within(from + end * size..from + page.units * size, from + first * size);
+                self.cut.each(unit_bytes, |from, size, order| {
+                    let pieces = &mut page.bytes[from * self.units..][..size * self.units];
+                    if order == Order::Units {
+                        pieces.copy_within(end * size..page.units * size, first * size);
+                        return;
+                    }
+                    let mut piece = vec![0; size];
+                    for (to, from) in (first..).zip(end..page.units) {
+                        order.read(pieces, from, &mut piece);
+                        order.write(pieces, to, &piece);
+                    }
                 });
                 page.units -= end - first;
             }

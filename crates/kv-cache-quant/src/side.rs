@@ -4,7 +4,7 @@
 //! `⌊max(T − window, 0) / unit⌋ · unit` are sealed, however they arrived: one by one, all at once, or in any pieces.
 
 use crate::codec::{Codec, Cskv};
-use crate::pages::Pages;
+use crate::pages::{Order, Pages};
 use crate::ring::Ring;
 use crate::{ByteReport, Error, FullPrecision, KvPolicy, Stream};
 use rayon::prelude::*;
@@ -59,8 +59,8 @@ pub(crate) struct Span<'a> {
     pub(crate) kind: SpanKind,
     pub(crate) tokens: Range<usize>,
     pub(crate) bytes: &'a [u8],
-    /// Where units are cut into pieces: units that there is room for.
-    pub(crate) capacity: Option<usize>,
+    /// Where units are cut into pieces: units that there is room for, and how codes lie.
+    pub(crate) cut: Option<(usize, Order)>,
 }
 
 /// How the rows of a span are stored.
@@ -84,7 +84,7 @@ impl Side {
         let (unit, width) = (codec.unit(), codec.width());
         let page_units = policy.page_tokens.div_ceil(unit).max(1);
         let ring = Ring::new(policy.precision, width, policy.window + policy.spare + unit - 1);
-        let cut = if codec.stages() == 1 { codec.packed(0).map(|rows| rows.cut()) } else { None };
+        let cut = if codec.stages() == 1 { codec.packed(0).map(|rows| rows.cut(stream, page_units)) } else { None };
         Self { stream, codec, policy, sinks: Vec::new(), pages: Pages::new(page_units, cut.unwrap_or_default()), ring }
     }
 
@@ -206,6 +206,11 @@ impl Side {
         }
     }
 
+    /// How codes of sealed tokens lie in pages.
+    pub(crate) fn order(&self) -> Order {
+        self.pages.order()
+    }
+
     pub(crate) fn precision(&self) -> FullPrecision {
         self.policy.precision
     }
@@ -216,7 +221,7 @@ impl Side {
         let mut first = 0;
         let mut push = |kind, count: usize, bytes| {
             if count > 0 {
-                spans.push(Span { kind, tokens: first..first + count, bytes, capacity: None });
+                spans.push(Span { kind, tokens: first..first + count, bytes, cut: None });
             }
             first += count;
         };
@@ -228,7 +233,7 @@ impl Side {
         self.ring.live_parts().into_iter().for_each(|rows| push(SpanKind::Exact, rows.len() / self.row_bytes(), rows));
         if self.pages.is_cut() {
             let sealed = spans.iter_mut().filter(|span| span.kind == SpanKind::Sealed);
-            sealed.for_each(|span| span.capacity = Some(self.pages.page_capacity()));
+            sealed.for_each(|span| span.cut = Some((self.pages.page_capacity(), self.pages.order())));
         }
         spans
     }

@@ -187,6 +187,28 @@ fn attention_stays_right_after_tokens_were_cut_and_evicted() {
 }
 
 #[test]
+fn attention_stays_right_where_pages_have_lost_single_tokens() {
+    for name in ["int8", "int8-g32-min", "int4-g32", "int4-min", "int4-g32-asym", "int2-g32", "int2-min"] {
+        let g = KvGeometry { kv_heads: 2, q_heads: 4, dim_k: 64, dim_v: 128 };
+        let codec = |dim| Arc::new(TokenFormat::new(2, dim, name.parse().unwrap()).unwrap());
+        let policy = KvPolicy { sinks: 3, window: 20, page_tokens: 48, ..KvPolicy::default() };
+        let mut cache = QuantizedKv::new(g, KeyStorage::PostRope, codec(64), codec(128), policy).unwrap();
+        append(&mut cache, &rows(g, 900, 24), 0..900);
+        for (first, count) in [(10, 5), (60, 1), (200, 17), (400, 2)] {
+            let mut kept = vec![0.0; cache.len() * g.value_width()];
+            let mut keys = vec![0.0; cache.len() * g.key_width()];
+            cache.dequantize(0..cache.len(), &mut keys, &mut kept).unwrap();
+            kept.drain(first * g.value_width()..(first + count) * g.value_width());
+            cache.evict(first..first + count).unwrap();
+            let mut found = vec![0.0; kept.len()];
+            cache.dequantize(0..cache.len(), &mut keys[..cache.len() * g.key_width()], &mut found).unwrap();
+            assert_eq!(found, kept, "{name}: the others stay");
+            check(&cache, &Attention::of(&gaussian(25, 3 * g.q_heads * 64)), &format!("{name}, {count} evicted"));
+        }
+    }
+}
+
+#[test]
 fn every_number_of_threads_gives_the_same_bits() {
     for name in ["int4-min", "rotated:int2-g32-min", "kivi:2", "mxfp4"] {
         let g = KvGeometry { kv_heads: 2, q_heads: 8, dim_k: 128, dim_v: 128 };

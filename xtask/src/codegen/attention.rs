@@ -36,7 +36,7 @@ pub(super) fn write() -> String {
         }
         for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
             let tile = format!("weigh_tile::<{bits}, {fields}, {members}, {registers}>");
-            let call = |first: usize| format!("{tile}(plan, {first}, members, count, turned, sums);");
+            let call = |first: usize| format!("{tile}(plan, {first}, members, rows, turned, sums);");
             let calls: String = (0..together).step_by(members).map(call).collect();
             sums += &format!("({width}, {}) => {{ {calls} }}\n", pattern(place, together));
         }
@@ -60,7 +60,7 @@ const MODULE: &str = "//! What attention does for each width of codes and of loa
 
 use super::super::avx512::{Rows, prefetch};
 use super::super::ints::{IntPlan, IntQueries};
-use super::super::kernels::{PADDED, Turned, dot_tile, pad, signs, start, weigh_tile};
+use super::super::kernels::{Line, PADDED, Turned, dot_tile, pad, signs, start, weigh_tile};
 use super::super::plan::LANES;
 use std::arch::x86_64::*;
 
@@ -80,7 +80,7 @@ pub(in super::super) fn skip_codes<const BITS: u32>(words: __m512i) -> [__m512i;
 pub(in super::super) fn dot_tiles(
     plan: &IntPlan,
     queries: &IntQueries,
-    codes: &[[u32; LANES]],
+    codes: &[Line],
     rows: &Rows<'_>,
     first: usize,
     out: (&mut [f32], usize),
@@ -93,7 +93,13 @@ pub(in super::super) fn dot_tiles(
 /// Adds weighted rows to sums.
 #[inline]
 #[target_feature(enable = \"avx512f,avx512bw,avx512vl,avx512vnni\")]
-pub(in super::super) fn weigh_tiles(plan: &IntPlan, members: usize, count: usize, turned: &Turned, sums: &mut [f32]) {
+pub(in super::super) fn weigh_tiles(
+    plan: &IntPlan,
+    members: usize,
+    rows: &Rows<'_>,
+    turned: &Turned,
+    sums: &mut [f32],
+) {
     match (plan.bits, members) {
         $sums
     }
@@ -115,12 +121,12 @@ const INTERLEAVE: &str = "
 fn interleave$bytes(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
     let Turned { codes: out, padded, .. } = turned;
     let signs: $register = $low;
-    let (start, quad_words) = (start(plan, rows), plan.loads * $bytes);
+    let (start, quad_bytes) = (start(plan, rows), plan.loads * 4 * $bytes);
     let out = out.as_flattened_mut();
-    for (quad, out) in out.chunks_exact_mut(quad_words).take(rows.count.div_ceil(4)).enumerate() {
+    for (quad, out) in out.chunks_exact_mut(quad_bytes).take(rows.count.div_ceil(4)).enumerate() {
         let some = (rows.count - 4 * quad).min(4);
         prefetch(rows, 4 * quad, some);
-        for (load, out) in out.chunks_exact_mut($bytes).enumerate() {
+        for (load, out) in out.chunks_exact_mut(4 * $bytes).enumerate() {
             let from = load * $bytes;
             let bytes = (plan.head_bytes - from).min($bytes);
             let mask = u16::MAX >> (LANES - bytes / 4);
@@ -148,8 +154,8 @@ fn interleave$bytes(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
                 $mm_unpacklo_epi16(ab2, cd2),
                 $mm_unpackhi_epi16(ab2, cd2),
             ];
-            for (out, x) in out.chunks_exact_mut($bytes / 4).zip(turned) {
-                // SAFETY: a register has as many words.
+            for (out, x) in out.chunks_exact_mut($bytes).zip(turned) {
+                // SAFETY: a register has as many bytes.
                 unsafe { $mm_storeu_$si(out.as_mut_ptr().cast(), x) }
             }
         }

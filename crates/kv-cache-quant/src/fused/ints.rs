@@ -1,9 +1,9 @@
 //! Products with rows of integers in AVX-512 (VNNI): where they lie in a register, and queries and weights for it.
 //!
-//! An instruction multiplies four bytes of each of 16 lanes and adds them up, so codes are turned first, from L1 to L1:
-//! of keys, 16 tokens become the lanes, and a lane's bytes are four bytes of its row; of values, bytes of the row become
-//! the lanes, and a lane's bytes are those of four tokens. Neither needs sums across lanes, scales are applied to 16 tokens
-//! at once, and all queries of a group use what was turned.
+//! An instruction multiplies four bytes of each of 16 lanes and adds them up. Of keys, 16 tokens are the lanes, and a lane's
+//! bytes are four bytes of its row; of values, bytes of the row are the lanes, and a lane's bytes are those of four tokens.
+//! Neither needs sums across lanes, and scales are applied to 16 tokens at once. Pages hold codes like that where they can;
+//! others are turned first, from L1 to L1, and all queries of a group use what was turned.
 //!
 //! The other factor, a query or the products of weights and scales, has 16 bits, as two signed bytes with sums of their own.
 
@@ -21,7 +21,11 @@ pub(super) const MOST_STEPS: f32 = 32512.0;
 pub(super) struct IntPlan {
     pub(super) bits: u32,
     pub(super) signed: bool,
+    /// Bits of a byte that are to be inverted, so that code 0 stands for the least value.
+    pub(super) flip: u8,
     pub(super) head_bytes: usize,
+    /// Whether codes lie as products want them; else they are turned first.
+    pub(super) turned: bool,
     /// Bytes of a row that are loaded at once: 64, 32 or 16.
     pub(super) width: usize,
     /// Loads of a row; the last one may be short.
@@ -36,8 +40,8 @@ pub(super) struct IntPlan {
 }
 
 impl IntPlan {
-    /// `None` where codes are not integers, or rows are channels.
-    pub(super) fn new(rows: &PackedRows) -> Option<Self> {
+    /// `None` where codes are not integers, or rows are channels. `turned`: whether codes lie as products want them.
+    pub(super) fn new(rows: &PackedRows, turned: bool) -> Option<Self> {
         let Coding::Int { bits, signed } = rows.coding else { return None };
         if rows.transposed {
             return None;
@@ -49,13 +53,18 @@ impl IntPlan {
             _ => 16,
         };
         let loads = head_bytes.div_ceil(width);
-        // Of each load, for each word of a 16-byte lane, all lanes: see `generated::attention::interleave`.
+        let bytes = if turned { head_bytes } else { loads * width };
+        // As pages have them, in their order; else of each load, for each word of a 16-byte lane, all lanes: see
+        // `generated::attention::interleave`.
         let place = |at: usize| {
+            if turned {
+                return at;
+            }
             let (load, at) = (at / width, at % width);
             let (word, at) = (at / (width / 4), at % (width / 4));
             load * width + at / 4 * 16 + 4 * word + at % 4
         };
-        let bytes: Vec<usize> = (0..loads * width).map(place).collect();
+        let bytes: Vec<usize> = (0..bytes).map(place).collect();
         let block = |byte: usize| u32::try_from(byte.min(head_bytes - 1) * fields / rows.group).unwrap_or(0);
         let (registers, _) = bytes.as_chunks::<LANES>();
         let element = |byte: usize, field: usize| (byte < head_bytes).then_some(byte * fields + field);
@@ -66,7 +75,9 @@ impl IntPlan {
         Some(Self {
             bits,
             signed,
+            flip: rows.coding.signs(),
             head_bytes,
+            turned,
             width,
             loads,
             blocks: rows.blocks(),

@@ -8,10 +8,13 @@ use super::plan::LANES;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+/// Codes of a register.
+pub(super) type Line = [u8; 64];
+
 /// Codes and weights on their way, kept between calls.
 #[derive(Debug)]
 pub(super) struct Turned {
-    pub(super) codes: Vec<[u32; LANES]>,
+    pub(super) codes: Vec<Line>,
     pub(super) padded: [u8; LANES * PADDED],
     /// `[member][four rows][high, low]`, where there are several groups for each of 16.
     weights: Vec<i32>,
@@ -41,26 +44,36 @@ impl Avx512 {
         (out, stride): (&mut [f32], usize),
         turned: &mut Turned,
     ) {
-        turned.codes.resize(plan.turned_words().max(1), [0; LANES]);
+        turned.codes.resize(plan.turned_words(), [0; 64]);
         for first in (0..rows.count).step_by(LANES) {
-            // SAFETY: a value of `Self` proves the instructions.
-            unsafe {
-                match plan.width {
-                    64 => turn_rows::<64>(plan, rows, first, turned),
-                    32 => turn_rows::<32>(plan, rows, first, turned),
-                    _ => turn_rows::<16>(plan, rows, first, turned),
+            let codes = if plan.turned {
+                // SAFETY: a value of `Self` proves the instructions.
+                unsafe { prefetch(rows, first, LANES) }
+                rows.codes[first * plan.head_bytes..][..LANES * plan.head_bytes].as_chunks().0
+            } else {
+                // SAFETY: as above.
+                unsafe {
+                    match plan.width {
+                        64 => turn_rows::<64>(plan, rows, first, turned),
+                        32 => turn_rows::<32>(plan, rows, first, turned),
+                        _ => turn_rows::<16>(plan, rows, first, turned),
+                    }
                 }
-            }
+                turned.codes.as_slice()
+            };
             for (queries, at) in packs.clone() {
                 // SAFETY: as above.
-                unsafe { dot_tiles(plan, queries, &turned.codes, rows, first, (&mut out[at + first..], stride)) }
+                unsafe { dot_tiles(plan, queries, codes, rows, first, (&mut out[at + first..], stride)) }
             }
         }
     }
 
-    /// Turns the codes of at most `RUN` rows for sums of values.
+    /// Turns the codes of at most `RUN` rows for sums of values, where they do not lie so.
     pub(super) fn turn_values(self, plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
-        turned.codes.resize(plan.lane_blocks.len() * (RUN / 4), [0; LANES]);
+        if plan.turned {
+            return;
+        }
+        turned.codes.resize(plan.lane_blocks.len() * (RUN / 4), [0; 64]);
         // SAFETY: a value of `Self` proves the instructions.
         unsafe { interleave(plan, rows, turned) }
     }
@@ -79,7 +92,7 @@ impl Avx512 {
         // SAFETY: a value of `Self` proves the instructions.
         unsafe {
             quantize_weights(plan, members, weights, stride, rows, zeros, turned);
-            weigh_tiles(plan, members, rows.count, turned, sums);
+            weigh_tiles(plan, members, rows, turned, sums);
         }
     }
 }
@@ -143,17 +156,11 @@ fn turn_meta_of(from: &[f32], width: usize, count: usize, out: &mut [f32]) {
     }
 }
 
-/// The sign bits of all codes of a register, to be flipped; then code 0 stands for the least value.
+/// The bits of a register of codes that are to be inverted.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn signs(plan: &IntPlan) -> __m512i {
-    let sign = match (plan.signed, plan.bits) {
-        (false, _) => 0,
-        (true, 2) => 0xaa_u8,
-        (true, 4) => 0x88,
-        (true, _) => 0x80,
-    };
-    _mm512_set1_epi8(sign.cast_signed())
+    _mm512_set1_epi8(plan.flip.cast_signed())
 }
 
 /// Where the first row starts; of all rows the bytes of the head can be read.
@@ -288,17 +295,24 @@ unsafe fn load_rows_in_quarters(start: *const u8, stride: usize, mask: u8) -> [_
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_turned<const N: usize>(turned: &[__m512i; N], signs: __m512i, out: &mut [[u32; LANES]]) {
+fn store_turned<const N: usize>(turned: &[__m512i; N], signs: __m512i, out: &mut [Line]) {
     for (x, out) in turned.iter().zip(out) {
-        store_words(_mm512_xor_si512(*x, signs), out);
+        store_line(_mm512_xor_si512(*x, signs), out);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_words(x: __m512i, out: &mut [u32; LANES]) {
-    // SAFETY: 16 words.
+fn store_line(x: __m512i, out: &mut Line) {
+    // SAFETY: 64 bytes.
     unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_line(line: &Line) -> __m512i {
+    // SAFETY: 64 bytes.
+    unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
 }
 
 /// The codes of a register, field by field.
@@ -322,7 +336,7 @@ fn fields_of<const BITS: u32, const FIELDS: usize>(x: __m512i) -> [__m512i; FIEL
 pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, const SETS: usize>(
     plan: &IntPlan,
     queries: &IntQueries,
-    codes: &[[u32; LANES]],
+    codes: &[Line],
     rows: &Rows<'_>,
     first: usize,
     (out, stride): (&mut [f32], usize),
@@ -336,7 +350,7 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
         let (mut high, mut low) = ([[_mm512_setzero_si512(); G]; SETS], [[_mm512_setzero_si512(); G]; SETS]);
         macro_rules! add {
             ($set:literal, $codes:expr, $queries:expr) => {{
-                let codes = fields_of::<BITS, FIELDS>(load_words($codes));
+                let codes = fields_of::<BITS, FIELDS>(load_line($codes));
                 let queries: &[i32] = $queries;
                 for field in 0..FIELDS {
                     let set = ($set * FIELDS + field) % SETS;
@@ -466,11 +480,11 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
     plan: &IntPlan,
     member: usize,
     members: usize,
-    count: usize,
+    rows: &Rows<'_>,
     turned: &Turned,
     sums: &mut [f32],
 ) {
-    let (mut at, registers, quads) = (0, plan.lane_blocks.len(), count.div_ceil(4));
+    let (mut at, registers) = (0, plan.lane_blocks.len());
     while at < registers {
         macro_rules! some {
             ($count:expr) => {{
@@ -479,7 +493,7 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
                         plan,
                         at,
                         (member, members),
-                        quads,
+                        rows,
                         turned,
                         sums,
                     );
@@ -488,7 +502,7 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
                         plan,
                         at,
                         (member, members),
-                        quads,
+                        rows,
                         turned,
                         sums,
                     );
@@ -512,11 +526,13 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
     plan: &IntPlan,
     first: usize,
     (member, members): (usize, usize),
-    quads: usize,
+    rows: &Rows<'_>,
     turned: &Turned,
     sums: &mut [f32],
 ) {
     let registers = plan.lane_blocks.len();
+    let codes: &[Line] = if plan.turned { rows.codes.as_chunks().0 } else { &turned.codes };
+    let asks = plan.turned && member + first == 0;
     const QUADS: usize = RUN / 4;
     let lanes = if GROUPS { LANES } else { 1 };
     let weights: [&[i32]; G] =
@@ -524,10 +540,13 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
     let blocks: [__m512i; J] = std::array::from_fn(|j| load_words(&plan.lane_blocks[first + j]));
     let mut high = [[[_mm512_setzero_si512(); G]; FIELDS]; J];
     let mut low = high;
-    for quad in 0..quads.min(QUADS) {
-        let codes = &turned.codes[quad * registers + first..][..J];
+    for quad in 0..rows.count.div_ceil(4).min(QUADS) {
+        if asks {
+            prefetch(rows, 4 * quad, 4);
+        }
+        let codes = &codes[quad * registers + first..][..J];
         for j in 0..J {
-            let codes = fields_of::<BITS, FIELDS>(load_words(&codes[j]));
+            let codes = fields_of::<BITS, FIELDS>(load_line(&codes[j]));
             for g in 0..G {
                 let (a, b) = if GROUPS {
                     let of = |part: usize| {

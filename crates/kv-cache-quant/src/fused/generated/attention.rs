@@ -5,7 +5,7 @@
 
 use super::super::avx512::{Rows, prefetch};
 use super::super::ints::{IntPlan, IntQueries};
-use super::super::kernels::{PADDED, Turned, dot_tile, pad, signs, start, weigh_tile};
+use super::super::kernels::{Line, PADDED, Turned, dot_tile, pad, signs, start, weigh_tile};
 use super::super::plan::LANES;
 use std::arch::x86_64::*;
 
@@ -47,7 +47,7 @@ pub(in super::super) fn skip_codes<const BITS: u32>(words: __m512i) -> [__m512i;
 pub(in super::super) fn dot_tiles(
     plan: &IntPlan,
     queries: &IntQueries,
-    codes: &[[u32; LANES]],
+    codes: &[Line],
     rows: &Rows<'_>,
     first: usize,
     out: (&mut [f32], usize),
@@ -68,35 +68,41 @@ pub(in super::super) fn dot_tiles(
 /// Adds weighted rows to sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(in super::super) fn weigh_tiles(plan: &IntPlan, members: usize, count: usize, turned: &Turned, sums: &mut [f32]) {
+pub(in super::super) fn weigh_tiles(
+    plan: &IntPlan,
+    members: usize,
+    rows: &Rows<'_>,
+    turned: &Turned,
+    sums: &mut [f32],
+) {
     match (plan.bits, members) {
         (2, 1) => {
-            weigh_tile::<2, 4, 1, 2>(plan, 0, members, count, turned, sums);
+            weigh_tile::<2, 4, 1, 2>(plan, 0, members, rows, turned, sums);
         }
         (2, 2) => {
-            weigh_tile::<2, 4, 2, 1>(plan, 0, members, count, turned, sums);
+            weigh_tile::<2, 4, 2, 1>(plan, 0, members, rows, turned, sums);
         }
         (2, _) => {
-            weigh_tile::<2, 4, 2, 1>(plan, 0, members, count, turned, sums);
-            weigh_tile::<2, 4, 2, 1>(plan, 2, members, count, turned, sums);
+            weigh_tile::<2, 4, 2, 1>(plan, 0, members, rows, turned, sums);
+            weigh_tile::<2, 4, 2, 1>(plan, 2, members, rows, turned, sums);
         }
         (4, 1) => {
-            weigh_tile::<4, 2, 1, 4>(plan, 0, members, count, turned, sums);
+            weigh_tile::<4, 2, 1, 4>(plan, 0, members, rows, turned, sums);
         }
         (4, 2) => {
-            weigh_tile::<4, 2, 2, 2>(plan, 0, members, count, turned, sums);
+            weigh_tile::<4, 2, 2, 2>(plan, 0, members, rows, turned, sums);
         }
         (4, _) => {
-            weigh_tile::<4, 2, 4, 1>(plan, 0, members, count, turned, sums);
+            weigh_tile::<4, 2, 4, 1>(plan, 0, members, rows, turned, sums);
         }
         (_, 1) => {
-            weigh_tile::<8, 1, 1, 4>(plan, 0, members, count, turned, sums);
+            weigh_tile::<8, 1, 1, 4>(plan, 0, members, rows, turned, sums);
         }
         (_, 2) => {
-            weigh_tile::<8, 1, 2, 4>(plan, 0, members, count, turned, sums);
+            weigh_tile::<8, 1, 2, 4>(plan, 0, members, rows, turned, sums);
         }
         (_, _) => {
-            weigh_tile::<8, 1, 4, 2>(plan, 0, members, count, turned, sums);
+            weigh_tile::<8, 1, 4, 2>(plan, 0, members, rows, turned, sums);
         }
     }
 }
@@ -117,12 +123,12 @@ pub(in super::super) fn interleave(plan: &IntPlan, rows: &Rows<'_>, turned: &mut
 fn interleave64(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
     let Turned { codes: out, padded, .. } = turned;
     let signs: __m512i = signs(plan);
-    let (start, quad_words) = (start(plan, rows), plan.loads * 64);
+    let (start, quad_bytes) = (start(plan, rows), plan.loads * 4 * 64);
     let out = out.as_flattened_mut();
-    for (quad, out) in out.chunks_exact_mut(quad_words).take(rows.count.div_ceil(4)).enumerate() {
+    for (quad, out) in out.chunks_exact_mut(quad_bytes).take(rows.count.div_ceil(4)).enumerate() {
         let some = (rows.count - 4 * quad).min(4);
         prefetch(rows, 4 * quad, some);
-        for (load, out) in out.chunks_exact_mut(64).enumerate() {
+        for (load, out) in out.chunks_exact_mut(4 * 64).enumerate() {
             let from = load * 64;
             let bytes = (plan.head_bytes - from).min(64);
             let mask = u16::MAX >> (LANES - bytes / 4);
@@ -150,8 +156,8 @@ fn interleave64(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
                 _mm512_unpacklo_epi16(ab2, cd2),
                 _mm512_unpackhi_epi16(ab2, cd2),
             ];
-            for (out, x) in out.chunks_exact_mut(64 / 4).zip(turned) {
-                // SAFETY: a register has as many words.
+            for (out, x) in out.chunks_exact_mut(64).zip(turned) {
+                // SAFETY: a register has as many bytes.
                 unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
             }
         }
@@ -163,12 +169,12 @@ fn interleave64(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
 fn interleave32(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
     let Turned { codes: out, padded, .. } = turned;
     let signs: __m256i = _mm512_castsi512_si256(signs(plan));
-    let (start, quad_words) = (start(plan, rows), plan.loads * 32);
+    let (start, quad_bytes) = (start(plan, rows), plan.loads * 4 * 32);
     let out = out.as_flattened_mut();
-    for (quad, out) in out.chunks_exact_mut(quad_words).take(rows.count.div_ceil(4)).enumerate() {
+    for (quad, out) in out.chunks_exact_mut(quad_bytes).take(rows.count.div_ceil(4)).enumerate() {
         let some = (rows.count - 4 * quad).min(4);
         prefetch(rows, 4 * quad, some);
-        for (load, out) in out.chunks_exact_mut(32).enumerate() {
+        for (load, out) in out.chunks_exact_mut(4 * 32).enumerate() {
             let from = load * 32;
             let bytes = (plan.head_bytes - from).min(32);
             let mask = u16::MAX >> (LANES - bytes / 4);
@@ -202,8 +208,8 @@ fn interleave32(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
                 _mm256_unpacklo_epi16(ab2, cd2),
                 _mm256_unpackhi_epi16(ab2, cd2),
             ];
-            for (out, x) in out.chunks_exact_mut(32 / 4).zip(turned) {
-                // SAFETY: a register has as many words.
+            for (out, x) in out.chunks_exact_mut(32).zip(turned) {
+                // SAFETY: a register has as many bytes.
                 unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
             }
         }
@@ -215,12 +221,12 @@ fn interleave32(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
 fn interleave16(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
     let Turned { codes: out, padded, .. } = turned;
     let signs: __m128i = _mm512_castsi512_si128(signs(plan));
-    let (start, quad_words) = (start(plan, rows), plan.loads * 16);
+    let (start, quad_bytes) = (start(plan, rows), plan.loads * 4 * 16);
     let out = out.as_flattened_mut();
-    for (quad, out) in out.chunks_exact_mut(quad_words).take(rows.count.div_ceil(4)).enumerate() {
+    for (quad, out) in out.chunks_exact_mut(quad_bytes).take(rows.count.div_ceil(4)).enumerate() {
         let some = (rows.count - 4 * quad).min(4);
         prefetch(rows, 4 * quad, some);
-        for (load, out) in out.chunks_exact_mut(16).enumerate() {
+        for (load, out) in out.chunks_exact_mut(4 * 16).enumerate() {
             let from = load * 16;
             let bytes = (plan.head_bytes - from).min(16);
             let mask = u16::MAX >> (LANES - bytes / 4);
@@ -248,8 +254,8 @@ fn interleave16(plan: &IntPlan, rows: &Rows<'_>, turned: &mut Turned) {
                 _mm_unpacklo_epi16(ab2, cd2),
                 _mm_unpackhi_epi16(ab2, cd2),
             ];
-            for (out, x) in out.chunks_exact_mut(16 / 4).zip(turned) {
-                // SAFETY: a register has as many words.
+            for (out, x) in out.chunks_exact_mut(16).zip(turned) {
+                // SAFETY: a register has as many bytes.
                 unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), x) }
             }
         }
