@@ -313,6 +313,57 @@ agrees!(portable, Isa::Portable);
 agrees!(avx2, Isa::Avx2);
 agrees!(avx512, Isa::Avx512);
 
+/// A block of values next to those where the code changes, found by bisection.
+fn next_to_thresholds(grid: &FormatGrid, group: usize, words: &mut Words) -> Vec<f32> {
+    // Some are far too large for the tensor's scale, where it has one.
+    let far = if group == 16 && words.next().is_multiple_of(8) { 1e12 } else { 1.0 };
+    let amax = far * words.unit().abs().max(0.01) * (words.unit() * 6.0).exp2() / 64.0;
+    let params = grid.fit(&[amax], 1.0).unwrap();
+    let code = |bits: u32| grid.encode(&[f32::from_bits(bits)], &params);
+    let mut block = vec![amax];
+    while block.len() < group {
+        let start = words.unit().abs() * amax;
+        let (mut low, mut high) = ((0.5 * start).to_bits(), (2.0 * start).min(amax).to_bits());
+        while high > low + 1 {
+            let middle = low.midpoint(high);
+            if code(middle) == code(low) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        let value = f32::from_bits((high - 2 + (words.next() % 4) as u32).min(amax.to_bits()));
+        block.push(value.copysign(words.unit()));
+    }
+    block
+}
+
+#[test]
+fn values_next_to_thresholds_give_the_bytes_of_the_reference() {
+    let mut words = Words(77);
+    let full = |bits, scale| {
+        let element = Element::Int { bits, rule: IntRule::Full };
+        Format { element, block: Block::Group(64), scale: Scale::Float(scale) }
+    };
+    let mut formats =
+        ["int8-g32", "int4-g32", "int4-g128", "nvfp4", "nvint4"].map(|name| name.parse().unwrap()).to_vec();
+    formats.extend([full(8, ScaleType::F16), full(6, ScaleType::F32), full(4, ScaleType::Bf16)]);
+    for format in formats {
+        let Block::Group(group) = format.block else { panic!("{format} has groups") };
+        let group = group as usize;
+        let grid = FormatGrid::new(format, 1.0).unwrap();
+        let x: Vec<f32> = (0..8192 / group).flat_map(|_| next_to_thresholds(&grid, group, &mut words)).collect();
+        let tensor = Shaped::new(&x, &[4, 2048]).unwrap();
+        let encode = || PackedTensor::encode_on(&grid, &tensor, EncodeOptions::default()).unwrap();
+        let expected = with_isa(Isa::Reference, encode);
+        for isa in Isa::ALL {
+            let found = with_isa(isa, encode);
+            assert_eq!(found.scales(), expected.scales(), "{format} {isa:?}");
+            assert_eq!(found.codes(), expected.codes(), "{format} {isa:?}");
+        }
+    }
+}
+
 #[test]
 fn offsets_into_a_slice_do_not_change_the_bytes() {
     let mut words = Words(6);

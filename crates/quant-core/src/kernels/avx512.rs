@@ -85,13 +85,31 @@ fn lanes_amax(block: &[f32], ahead: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn max_of_each(v: [__m512i; 16]) -> __m512i {
+    let pairs = |i: usize| fold_pairs(fold_words(v[i], v[i + 1]), fold_words(v[i + 2], v[i + 3]));
+    fold_quads([pairs(0), pairs(4), pairs(8), pairs(12)])
+}
+
+/// The first step: maxima of two lanes each, of two vectors in turn.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn fold_words(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_max_epu32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
+}
+
+/// The second step: of four lanes, of four vectors in turn.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn fold_pairs(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_max_epu32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+}
+
+/// The last two steps.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn fold_quads([a, b, c, d]: [__m512i; 4]) -> __m512i {
     let max = |a, b| _mm512_max_epu32(a, b);
-    let words = |a, b| max(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let pairs = |a, b| max(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    let quads: [__m512i; 4] =
-        std::array::from_fn(|i| pairs(words(v[4 * i], v[4 * i + 1]), words(v[4 * i + 2], v[4 * i + 3])));
     let halves = |a, b| max(_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b));
-    let (low, high) = (halves(quads[0], quads[1]), halves(quads[2], quads[3]));
+    let (low, high) = (halves(a, b), halves(c, d));
     max(_mm512_shuffle_i32x4::<0b10_00_10_00>(low, high), _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high))
 }
 

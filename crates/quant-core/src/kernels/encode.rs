@@ -213,6 +213,24 @@ impl RowEncoder {
         matches!(self.fit, Fit::Symmetric { .. } | Fit::Asymmetric { .. })
     }
 
+    /// Divisor and least magnitude, where a scale is a largest magnitude divided and stored as f16.
+    pub(super) fn halves(&self) -> Option<(f32, f32)> {
+        match (&self.fit, self.store) {
+            (&Fit::Amax { divisor, least }, Store::Two(kind)) if kind.shift == 13 => Some((divisor, least)),
+            _ => None,
+        }
+    }
+
+    /// How many scales large values are at most, where scales are largest magnitudes divided.
+    pub(super) fn reach(&self, divisor: f32, subnormal: bool) -> f32 {
+        // Normal scales are rounded by so much at most.
+        let rounding = match self.store {
+            Store::Two(kind) => f32::EPSILON * f32::from_bits((126 + kind.shift) << 23),
+            _ => f32::EPSILON,
+        };
+        if subnormal { 2.0 * divisor } else { (1.0 + rounding) * divisor }
+    }
+
     /// Bytes of a stored scale.
     pub(super) fn scale_bytes(&self) -> usize {
         match self.store {
@@ -457,8 +475,11 @@ pub(super) fn fit_by(
     }
 }
 
+/// So many scales large are values at most where a scale of a block is no larger than it may be.
+const NEAR: f32 = 15.0;
+
 /// From here on scales are normal numbers of all types they are stored in.
-const LEAST_NORMAL: f32 = 6.103_515_6e-5;
+pub(super) const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 
 /// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form.
 #[inline(always)]
@@ -479,13 +500,8 @@ fn fit_amax(
                 *scale = if amax == 0.0 { 1.0 } else { quotient };
             }
             let stored = store_floats(plan.store, scales, out);
-            // Normal scales are rounded by so much at most.
-            let rounding = match plan.store {
-                Store::Two(kind) => f32::EPSILON * f32::from_bits((126 + kind.shift) << 23),
-                _ => f32::EPSILON,
-            };
             let least = scales.iter().fold(u32::MAX, |least, scale| least.min(scale.to_bits()));
-            *reach = if f32::from_bits(least) < LEAST_NORMAL { 2.0 } else { 1.0 + rounding } * divisor;
+            *reach = plan.reach(divisor, f32::from_bits(least) < LEAST_NORMAL);
             stored
         }
         Fit::Magnitude => {
@@ -533,15 +549,20 @@ fn fit_amax(
             }
             let mut taken = [1.0; BLOCKS];
             lookup(steps, &out[..scales.len()], &mut taken);
-            let (mut far, divides) = (0, plan.unit == Unit::Divide);
+            let (mut far, mut near, divides) = (0, 1, plan.unit == Unit::Divide);
             for (scale, &step) in scales.iter_mut().zip(&taken) {
                 let amax = *scale;
                 let (value, limit) = if divides { (amax, 4096.0 * step) } else { (amax * step, 4096.0) };
                 far |= u32::from(value > limit);
+                near &= u32::from(amax <= NEAR * step);
                 // Any scale makes zeros of a zero block.
                 *scale = if amax == 0.0 { 1.0 } else { step };
             }
-            *reach = if far != 0 { f32::INFINITY } else { 4096.0 };
+            *reach = match (far, near) {
+                (0, 1) => NEAR,
+                (0, _) => 4096.0,
+                _ => f32::INFINITY,
+            };
             lost == 0
         }
         Fit::None | Fit::Symmetric { .. } | Fit::Asymmetric { .. } => true,

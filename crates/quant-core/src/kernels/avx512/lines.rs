@@ -8,11 +8,12 @@ use std::arch::x86_64::*;
 /// a vector is written when the next one is there.
 pub(super) struct Lines<'a> {
     stream: bool,
-    out: &'a mut [u8],
-    /// Where the last vector begins that is not written yet.
-    at: usize,
-    /// Bytes of a vector in front of a line.
-    before: usize,
+    /// Before the first line, and whether it is written.
+    head: &'a mut [u8],
+    begun: bool,
+    lines: std::slice::IterMut<'a, [u8; 64]>,
+    /// After the last line.
+    tail: &'a mut [u8],
     held: __m512i,
     turn: __m512i,
 }
@@ -31,24 +32,28 @@ impl<'a> Lines<'a> {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 16")]
         let turn = _mm512_add_epi32(lanes, _mm512_set1_epi32((before / 4) as i32));
-        Self { stream, out, at: 0, before, held: _mm512_setzero_si512(), turn }
+        let (head, rest) = out.split_at_mut(before.min(out.len()));
+        let (lines, tail) = rest.as_chunks_mut::<64>();
+        Self { stream, head, begun: false, lines: lines.iter_mut(), tail, held: _mm512_setzero_si512(), turn }
     }
 
     /// Writes a vector; what is left of the memory must hold it.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     pub(super) fn push(&mut self, v: __m512i) {
-        let (at, last) = (self.at, self.held);
-        (self.at, self.held) = (at + 64, v);
         if !self.stream {
-            if let Some(line) = self.out.get_mut(at..at + 64) {
-                // SAFETY: `line` is a slice of 64 bytes.
+            if let Some(line) = self.lines.next() {
+                // SAFETY: `line` is a reference to 64 bytes.
                 unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), v) };
             }
-        } else if at == 0 {
-            store_first(&mut self.out[..self.before], v);
-        } else if let Some(line) = self.out.get_mut(at + self.before - 64..at + self.before) {
-            // SAFETY: `line` is a slice of 64 bytes, and `before` is where a multiple of 64 lies.
+            return;
+        }
+        let last = std::mem::replace(&mut self.held, v);
+        if !self.begun {
+            self.begun = true;
+            store_first(self.head, v);
+        } else if let Some(line) = self.lines.next() {
+            // SAFETY: `line` is a reference to 64 bytes, and lines lie on multiples of 64.
             unsafe { _mm512_stream_si512(line.as_mut_ptr().cast(), _mm512_permutex2var_epi32(last, self.turn, v)) };
         }
     }
@@ -56,15 +61,15 @@ impl<'a> Lines<'a> {
     /// Writes what is still held.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn finish(self) {
-        if !self.stream || self.at == 0 {
+    pub(super) fn finish(mut self) {
+        if !self.stream || !self.begun {
             return;
         }
-        let (at, last) = (self.at + self.before - 64, _mm512_permutexvar_epi32(self.turn, self.held));
-        match self.out.get_mut(at..at + 64) {
+        let last = _mm512_permutexvar_epi32(self.turn, self.held);
+        match self.lines.next() {
             // SAFETY: as above.
             Some(line) => unsafe { _mm512_stream_si512(line.as_mut_ptr().cast(), last) },
-            None => store_first(&mut self.out[at..], last),
+            None => store_first(self.tail, last),
         }
     }
 }

@@ -1,0 +1,312 @@
+//! Rows of whole tiles in one pass.
+//!
+//! While the codes of a tile are made, the extremes of a later one are found in the same loop, so that neither memory nor the
+//! core waits for the other. The scales of the block between them are computed meanwhile, a phase before each part of the
+//! tile: what a phase needs is there by then, and its latency is hidden behind the codes that follow.
+
+use super::super::super::RowEncoder;
+use super::super::super::encode::{Fitted, Kind};
+use super::super::super::ops::{self, Bins, Element, SmallFloat, Unit};
+use super::super::lines::Lines;
+use super::super::prefetch;
+use super::codes::{self, BOOK, Constants, DIVIDE, FLOAT, KEEP, Lanes, MULTIPLY, QUOTIENT, SIGNED, load, magnitude};
+use super::fit::{Fitting, Params};
+use std::arch::x86_64::*;
+
+/// Values whose extremes are found together: so many, or half or a quarter where blocks are an odd multiple of that.
+pub(super) const TILE: usize = 2048;
+const LEAST_TILE: usize = 512;
+/// Pieces of a tile.
+pub(super) const PIECES: usize = TILE / 64;
+/// Blocks of a tile, at most.
+pub(super) const BLOCKS: usize = TILE / 16;
+/// Parts of a tile, with phases of the fitting before each.
+const PARTS: usize = 2;
+/// Bytes between the values whose extremes are found and those that are asked for. With three tiles this fits the
+/// first-level cache.
+pub(super) const AHEAD: usize = 4096;
+
+/// 64 values.
+pub(super) type Piece = [f32; 64];
+
+/// How many tiles are done exactly after one in which more than half of the pieces had to be: its values are multiples of
+/// their scales, zero for instance.
+const EXACT_TILES: u32 = 8;
+
+/// Encodes the tiles of rows, see [`tiles`].
+type Coder = unsafe fn(&Constants, Fitting<'_>, Params, Lines<'_>, Rows<'_>) -> Option<usize>;
+
+/// See [`Backend::encode_tiles`](super::super::super::Backend::encode_tiles).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(crate) fn encode_tiles(
+    plan: &RowEncoder,
+    fitted: &mut Fitted,
+    x: &[f32],
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Option<usize> {
+    if !Lines::fit(codes, plan.stream) || plan.fits_ranges() || plan.negative_zero.is_some() {
+        return Some(0);
+    }
+    let element = match &plan.element {
+        Kind::Float16(kind) => return cast_to_halves(plan, *kind, x, codes),
+        Kind::Small(element) => element,
+    };
+    let group = matches!(plan.group, 16 | 32 | 64 | 128 | 256) || plan.group.is_multiple_of(LEAST_TILE);
+    if !(group || plan.unit == Unit::Keep) {
+        return Some(0);
+    }
+    let Some(coder) = coder(plan, element) else { return Some(0) };
+    let mut rows = Rows::new(plan, x, scales);
+    let (mut fitting, mut params) = (Fitting::new(plan, fitted, &rows), Params::ONE);
+    if rows.tiles == 0 || !fitting.begin(&mut rows, &mut params)? {
+        return Some(0);
+    }
+    let codes = &mut codes[..rows.tiles * rows.tile / 8 * plan.code_bits as usize];
+    // SAFETY: coders need the features of this function.
+    unsafe {
+        coder(&codes::constants(element, plan.positive_zero), fitting, params, Lines::new(codes, plan.stream), rows)
+    }
+}
+
+/// The loop for a format; `None` where there is none.
+fn coder(plan: &RowEncoder, element: &Element) -> Option<Coder> {
+    match (element, plan.unit) {
+        (Element::Int { .. }, Unit::Multiply) => of_bits::<MULTIPLY, SIGNED>(plan),
+        (Element::Int { .. }, Unit::Divide) => of_bits::<QUOTIENT, SIGNED>(plan),
+        (Element::Float(_), Unit::Keep) => of_bits::<KEEP, FLOAT>(plan),
+        (Element::Float(_), Unit::Multiply) => of_bits::<MULTIPLY, FLOAT>(plan),
+        (Element::Float(_), Unit::Divide) => of_bits::<QUOTIENT, FLOAT>(plan),
+        (Element::Book(Bins { cells: Some(_), .. }), Unit::Multiply) => of_blocks::<MULTIPLY, BOOK, 4>(plan),
+        _ => None,
+    }
+}
+
+fn of_bits<const UNIT: u8, const KIND: u8>(plan: &RowEncoder) -> Option<Coder> {
+    match plan.code_bits {
+        4 => of_blocks::<UNIT, KIND, 4>(plan),
+        6 => of_blocks::<UNIT, KIND, 6>(plan),
+        8 => of_blocks::<UNIT, KIND, 8>(plan),
+        _ => None,
+    }
+}
+
+fn of_blocks<const UNIT: u8, const KIND: u8, const BITS: u32>(plan: &RowEncoder) -> Option<Coder> {
+    Some(match plan.group {
+        _ if UNIT == KEEP => tiles::<UNIT, KIND, BITS, 0>,
+        16 => tiles::<UNIT, KIND, BITS, 4>,
+        32 => tiles::<UNIT, KIND, BITS, 2>,
+        _ => tiles::<UNIT, KIND, BITS, 1>,
+    })
+}
+
+/// Casts to a 16-bit float by the operations of `SmallFloat::encode16`, for f16 by the instruction.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn cast_to_halves(plan: &RowEncoder, kind: SmallFloat, x: &[f32], codes: &mut [u8]) -> Option<usize> {
+    let half = kind.shift == 13;
+    let largest = _mm512_set1_ps(f32::from_bits(kind.max));
+    let mut most = _mm512_setzero_si512();
+    let mut code = |x: &[f32]| {
+        // SAFETY: the slice is checked to hold 16 floats.
+        let x = unsafe { _mm512_loadu_ps(x[..16].as_ptr()) };
+        most = _mm512_max_epu32(most, magnitude(x));
+        // The lesser magnitude of the two with the sign of x.
+        let x = _mm512_range_ps::<0b0010>(x, largest);
+        if half {
+            return _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        }
+        // All but the lowest binade of bf16 are those of f32, and that one has the same steps.
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+    };
+    let pieces = x.as_chunks::<32>().0;
+    let mut lines = Lines::new(&mut codes[..64 * pieces.len()], plan.stream);
+    for piece in pieces {
+        prefetch(piece, plan.ahead);
+        prefetch(&piece[16..], plan.ahead);
+        lines.push(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(code(piece)), code(&piece[16..])));
+    }
+    lines.finish();
+    (_mm512_reduce_max_epu32(most) < ops::INFINITE).then_some(32 * pieces.len())
+}
+
+/// What is encoded, in tiles.
+pub(super) struct Rows<'a> {
+    x: &'a [f32],
+    /// Where scales go.
+    pub(super) scales: &'a mut [u8],
+    /// Bytes of the scales of a tile or of a block of several.
+    pub(super) stored: usize,
+    /// Values of a tile.
+    pub(super) tile: usize,
+    /// Tiles of a block, if it has several.
+    pub(super) per_block: usize,
+    /// Tiles there are; blocks are whole.
+    pub(super) tiles: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(plan: &RowEncoder, x: &'a [f32], scales: &'a mut [u8]) -> Self {
+        let group = if plan.unit == Unit::Keep { TILE } else { plan.group };
+        let tile =
+            if TILE.is_multiple_of(group) { TILE } else { 1 << group.trailing_zeros().min(TILE.trailing_zeros()) };
+        let per_block = group.div_ceil(tile);
+        let stored = tile / group.min(tile) * plan.scale_bytes();
+        Self { x, scales, stored, tile, per_block, tiles: x.len() / (per_block * tile) * per_block }
+    }
+
+    pub(super) fn tile(&self, i: usize) -> &'a [Piece] {
+        self.x[i * self.tile..][..self.tile].as_chunks().0
+    }
+}
+
+/// Goes through the tiles. The extremes that are found belong to the tile one block and one tile further, so that those
+/// of a block are complete one tile before its codes are made: in that tile it is fitted. `KEPT` of four vectors have scales
+/// of their own.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
+    all: &Constants,
+    mut fitting: Fitting<'_>,
+    params: Params,
+    mut lines: Lines<'_>,
+    rows: Rows<'_>,
+) -> Option<usize> {
+    let all = *all;
+    // Pieces that fill whole lines.
+    let step = match BITS {
+        8 => 1,
+        4 => 2,
+        _ => 4,
+    };
+    let part_pieces = rows.tile / 64 / PARTS;
+    let shift = (fitting.extremes.group / 64).max(1).trailing_zeros();
+    let mut params = [params, Params::ONE];
+    let mut turn = false;
+    let mut largest = _mm512_setzero_si512();
+    let mut exact_tiles = 0_u32;
+    let mut done = rows.tiles;
+    // Tiles left of the block whose codes are made, and where the scales of the next go.
+    let (mut left, mut scales) = (rows.per_block, rows.stored);
+    for i in 0..rows.tiles {
+        if i == done {
+            break;
+        }
+        left -= 1;
+        let fits = UNIT != KEEP && left == 0 && i + 1 < rows.tiles;
+        // After the last there is nothing to find; finding something again spares a branch.
+        let later = i + rows.per_block + 1;
+        let (x, next) = (rows.tile(i), rows.tile(if UNIT != KEEP && later < rows.tiles { later } else { i }));
+        let ahead = AHEAD + 4 * (if UNIT == KEEP { 0 } else { later - i }) * rows.tile;
+        let [a, b] = &mut params;
+        let (params, next_params) = if turn { (&*b, a) } else { (&*a, b) };
+        let fixed = can_be_fixed::<UNIT, KIND, BITS>() && params.fixed && exact_tiles == 0;
+        let mut uncertain = 0;
+        for (part, (x, next)) in x.chunks_exact(part_pieces).zip(next.chunks_exact(part_pieces)).enumerate() {
+            if fits {
+                let out = rows.scales.get_mut(scales..scales + rows.stored)?;
+                let phases = Fitting::PHASES / PARTS;
+                fitting.phases(phases * part..phases * (part + 1), out, next_params)?;
+            }
+            for (at, (x, next)) in x.chunks_exact(step).zip(next.chunks_exact(step)).enumerate() {
+                let mut bytes = [_mm512_setzero_si512(); 4];
+                for (p, (bytes, (x, next))) in bytes.iter_mut().zip(x.iter().zip(next)).enumerate() {
+                    for line in x.as_chunks::<16>().0 {
+                        prefetch(line, ahead);
+                    }
+                    let (piece, p) = (x, part_pieces * part + step * at + p);
+                    let x = load(piece);
+                    if UNIT == KEEP {
+                        for x in x {
+                            largest = _mm512_max_epu32(largest, magnitude(x));
+                        }
+                    } else {
+                        fitting.extremes.take::<KEPT>(p, next);
+                    }
+                    if fixed {
+                        let high = blocks_of::<KEPT>(p, shift).map(|i| _mm512_set1_ps(params.high[i]));
+                        let (some, all_certain) = codes::fixed::<KIND, BITS>(x, high, &all);
+                        *bytes = some;
+                        if !all_certain {
+                            uncertain += 1;
+                            *bytes = exact_piece::<KIND>(piece, blocks_of::<KEPT>(p, shift), params, &all);
+                        }
+                    } else if can_be_fixed::<UNIT, KIND, BITS>() {
+                        *bytes = exact_piece::<KIND>(piece, blocks_of::<KEPT>(p, shift), params, &all);
+                    } else {
+                        *bytes = any_piece::<UNIT, KIND>(x, blocks_of::<KEPT>(p, shift), params, &all);
+                    }
+                }
+                match BITS {
+                    8 => lines.push(codes::in_order(bytes[0])),
+                    4 => lines.push(codes::nibbles_of_quarters::<KIND>(bytes[0], bytes[1])),
+                    _ => {
+                        let sixes = bytes.map(|bytes| codes::sixes(codes::in_order(bytes)));
+                        for i in 0..3 {
+                            lines.push(_mm512_permutex2var_epi32(sixes[i], codes::quarters(i), sixes[i + 1]));
+                        }
+                    }
+                }
+            }
+        }
+        exact_tiles = if uncertain > TILE / 128 { EXACT_TILES } else { exact_tiles.saturating_sub(1) };
+        if fits {
+            turn = !turn;
+            scales += rows.stored;
+            if !fitting.possible {
+                done = i + 1;
+            }
+        }
+        if UNIT != KEEP && fitting.count == 1 {
+            // A block begins one block and one tile further than another's last tile.
+            fitting.extremes.take_block(rows.tile / 64, left == 0);
+        }
+        left = if left == 0 { rows.per_block } else { left };
+    }
+    lines.finish();
+    (_mm512_reduce_max_epu32(largest) < ops::INFINITE).then_some(done * rows.tile)
+}
+
+/// Whether [`codes::fixed`] knows such codes.
+const fn can_be_fixed<const UNIT: u8, const KIND: u8, const BITS: u32>() -> bool {
+    UNIT == QUOTIENT && (KIND == SIGNED || (KIND == FLOAT && BITS == 4))
+}
+
+/// Which block of a tile each vector of a piece belongs to; a block of several pieces has two to the `shift`.
+#[inline]
+fn blocks_of<const KEPT: usize>(piece: usize, shift: u32) -> [usize; 4] {
+    let blocks = match KEPT {
+        4 => [0, 1, 2, 3].map(|i| 4 * piece + i),
+        2 => [0, 0, 1, 1].map(|i| 2 * piece + i),
+        _ => [piece >> shift; 4],
+    };
+    blocks.map(|block| block % BLOCKS)
+}
+
+/// The bytes of a piece, as the reference computes them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn any_piece<const UNIT: u8, const KIND: u8>(
+    x: [__m512; 4],
+    blocks: [usize; 4],
+    params: &Params,
+    all: &Constants,
+) -> __m512i {
+    let code = std::array::from_fn(|i| {
+        let of = |params: &[f32; BLOCKS]| _mm512_set1_ps(params[blocks[i]]);
+        let lanes = Lanes { scale: of(&params.scales), high: of(&params.high), low: of(&params.low), zero: all.factor };
+        codes::sixteen::<UNIT, KIND>(x[i], lanes, *all)
+    });
+    codes::bytes::<KIND>(code, *all)
+}
+
+/// The same where quotients are taken in fixed point otherwise: rarely.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn exact_piece<const KIND: u8>(x: &Piece, blocks: [usize; 4], params: &Params, all: &Constants) -> __m512i {
+    any_piece::<DIVIDE, KIND>(load(x), blocks, params, all)
+}
