@@ -1,5 +1,6 @@
 //! The sizes of one layer's cache, and rows of it.
 
+use crate::kernels::largest_bits;
 use crate::{Error, Stream};
 
 /// The sizes of one layer's cache.
@@ -73,10 +74,10 @@ impl KvRows<'_> {
         for (stream, values, width) in
             [(Stream::Keys, self.keys, key_width), (Stream::Values, self.values, value_width)]
         {
-            // In pieces, which compilers turn into vectors.
-            let finite = |values: &[f32]| values.iter().fold(true, |all, x| all & x.is_finite());
+            let mut largest = 0;
+            largest_bits(values, &mut largest);
             let other = || values.iter().position(|x| !x.is_finite());
-            if let Some(at) = if values.chunks(256).all(finite) { None } else { other() } {
+            if let Some(at) = if f32::from_bits(largest).is_finite() { None } else { other() } {
                 return Err(Error::NonFinite { stream, token: at / width, channel: at % width, value: values[at] });
             }
         }

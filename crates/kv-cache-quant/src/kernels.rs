@@ -111,6 +111,13 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// The bits of the largest magnitude: those of infinity and above where a value is not finite.
+    fn largest_bits(values: &[f32], largest: &mut u32) {
+        *largest = values.iter().fold(0, |largest, x| largest.max(x.abs().to_bits()));
+    }
+}
+
+for_each_isa! {
     /// Decodes finite f16 values, little-endian.
     fn read_f16(bytes: &[u8], out: &mut [f32]) {
         // The exponent of f16 is 112 less than that of f32; the product is exact, for subnormal values too.

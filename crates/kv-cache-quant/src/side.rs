@@ -4,6 +4,7 @@
 //! `⌊max(T − window, 0) / unit⌋ · unit` are sealed, however they arrived: one by one, all at once, or in any pieces.
 
 use crate::codec::{Codec, Cskv};
+use crate::kernels::largest_bits;
 use crate::pages::{Order, Pages};
 use crate::ring::Ring;
 use crate::{ByteReport, Error, FullPrecision, KvPolicy, Stream};
@@ -139,10 +140,10 @@ impl Side {
     pub(crate) fn prepare(&self, rows: &[f32], stage: usize) -> Result<Prepared, Error> {
         let (width, precision) = (self.codec.width(), self.policy.precision);
         let limit = precision.limit();
-        // In pieces, which compilers turn into vectors.
-        let within = |rows: &[f32]| rows.iter().fold(true, |all, x| all & (x.abs() <= limit));
+        let mut largest = 0;
+        largest_bits(rows, &mut largest);
         let beyond = || rows.iter().position(|x| x.abs() > limit);
-        if let Some(at) = if rows.chunks(256).all(within) { None } else { beyond() } {
+        if let Some(at) = if f32::from_bits(largest) <= limit { None } else { beyond() } {
             let (token, channel) = (at / width, at % width);
             return Err(Error::OutOfRange { stream: self.stream, token, channel, value: rows[at], limit });
         }
