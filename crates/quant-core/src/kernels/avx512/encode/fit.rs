@@ -108,8 +108,7 @@ impl Extremes {
             _ if count == 1 => put(0, max_of_each([self.block; 16])),
             128 => put(0, max_of_each(self.blocks_of::<2>())),
             256 => put(0, max_of_each(self.blocks_of::<4>())),
-            512 => put(0, max_of_each(self.blocks_of::<8>())),
-            _ => put(0, max_of_each(self.blocks_of::<16>())),
+            _ => put(0, max_of_each(self.blocks_of::<8>())),
         }
     }
 
@@ -208,7 +207,6 @@ impl<'a> Fitting<'a> {
             16 => plain::fit_by(self.plan, self.fitted, 16, out, by_vectors),
             32 => plain::fit_by(self.plan, self.fitted, 32, out, by_vectors),
             64 => plain::fit_by(self.plan, self.fitted, 64, out, by_vectors),
-            128 => plain::fit_by(self.plan, self.fitted, 128, out, by_vectors),
             _ => {
                 let mut stored = [0; 64];
                 let done = plain::fit_by(self.plan, self.fitted, 16, &mut stored, by_vectors);

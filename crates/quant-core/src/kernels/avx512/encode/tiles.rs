@@ -13,8 +13,9 @@ use super::codes::{self, BOOK, Constants, DIVIDE, FLOAT, KEEP, Lanes, MULTIPLY, 
 use super::fit::{Fitting, Params};
 use std::arch::x86_64::*;
 
-/// Values whose extremes are found together: so many, or half or a quarter where blocks are an odd multiple of that.
-pub(super) const TILE: usize = 2048;
+/// Values whose extremes are found together: so many, or half where blocks are an odd multiple of that. Twice as many would
+/// share the latency of computing scales among more, but three tiles and what is asked for shall fit a cache of 32 KiB.
+pub(super) const TILE: usize = 1024;
 const LEAST_TILE: usize = 512;
 /// Pieces of a tile.
 pub(super) const PIECES: usize = TILE / 64;
@@ -22,8 +23,7 @@ pub(super) const PIECES: usize = TILE / 64;
 pub(super) const BLOCKS: usize = TILE / 16;
 /// Parts of a tile, with phases of the fitting before each.
 const PARTS: usize = 2;
-/// Bytes between the values whose extremes are found and those that are asked for. With three tiles this fits the
-/// first-level cache.
+/// Bytes between the values whose extremes are found and those that are asked for.
 pub(super) const AHEAD: usize = 4096;
 
 /// 64 values.
