@@ -92,6 +92,8 @@ pub struct StreamStatistics {
     pub rows: Vec<f32>,
     /// Maps of CSKV that were trained on them, for methods that ask for such.
     pub adapter: Option<Arc<Adapter>>,
+    /// Shifts and scales of two-dimensional quantization that were learned, in place of those of the closed form.
+    pub affine: Option<Arc<ChannelAffine>>,
 }
 
 /// What SKVQ makes of one stream. Its name is that of the levels, with `-gN` for other groups than the published ones.
@@ -140,7 +142,7 @@ impl StreamStatistics {
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
         let (mean, deviation) =
             (sum.iter().map(|&x| x as f32).collect(), squares.iter().map(|&x| (x / tokens).sqrt() as f32).collect());
-        Ok(Self { min, max, mean, deviation, rows: rows.to_vec(), adapter: None })
+        Ok(Self { min, max, mean, deviation, rows: rows.to_vec(), adapter: None, affine: None })
     }
 
     fn largest(&self) -> Vec<f32> {
@@ -171,6 +173,28 @@ impl KvMethod {
             Self::Cskv(codes) => Some((*codes, false)),
             Self::CskvBlock(codes) => Some((*codes, true)),
             _ => None,
+        }
+    }
+
+    /// What two-dimensional quantization makes of each stream; `None` for other methods.
+    #[must_use]
+    pub fn two_dim(&self) -> Option<Pair<TwoDimConfig>> {
+        let (Self::TwoDim(bits) | Self::TwoDimRange(bits)) = self else { return None };
+        let of = |bits| TwoDimConfig { bits, ..TwoDimConfig::default() };
+        Some(Pair { keys: of(bits.keys), values: of(bits.values) })
+    }
+
+    /// Shifts and scales of two-dimensional quantization: those that were learned, else those of the closed form, by the range
+    /// of each channel for [`KvMethod::TwoDimRange`] and by its moments otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Width`] and [`Error::Parameter`].
+    pub fn affine(&self, statistics: &StreamStatistics) -> Result<ChannelAffine, Error> {
+        match (&statistics.affine, self) {
+            (Some(learned), _) => Ok(learned.as_ref().clone()),
+            (None, Self::TwoDimRange(_)) => ChannelAffine::from_min_max(&statistics.min, &statistics.max),
+            (None, _) => ChannelAffine::from_moments(&statistics.mean, &statistics.deviation),
         }
     }
 
@@ -252,13 +276,9 @@ impl KvMethod {
                 let scales = ChannelAffine::smooth(&statistics()?.largest(), 0.5)?;
                 Arc::new(Mapped::new(Arc::new(scales), token(pair)?)?)
             }
-            Self::TwoDim(bits) => {
-                let affine = ChannelAffine::from_moments(&statistics()?.mean, &statistics()?.deviation)?;
-                Arc::new(TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() }.codec(heads, dim, affine)?)
-            }
-            Self::TwoDimRange(bits) => {
-                let affine = ChannelAffine::from_min_max(&statistics()?.min, &statistics()?.max)?;
-                Arc::new(TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() }.codec(heads, dim, affine)?)
+            Self::TwoDim(bits) | Self::TwoDimRange(bits) => {
+                let config = TwoDimConfig { bits: *bits.of(stream), ..TwoDimConfig::default() };
+                Arc::new(config.codec(heads, dim, self.affine(statistics()?)?)?)
             }
             Self::Cskv(codes) => Arc::new(codes.of(stream).codec(stream, heads, dim, false, statistics()?)?),
             Self::CskvBlock(codes) => Arc::new(codes.of(stream).codec(stream, heads, dim, true, statistics()?)?),

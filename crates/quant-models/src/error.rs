@@ -158,6 +158,12 @@ pub enum Error {
         /// Its family.
         family: crate::Family,
     },
+    /// The outputs that a layer is to be fitted to, or those that it gives, are NaN or infinite.
+    #[error("the error of the outputs of layer {layer} and those behind it is not finite")]
+    NonFiniteLoss {
+        /// The layer.
+        layer: usize,
+    },
     /// A pass gave logits that are NaN or infinite, so nothing can be measured or drawn from them.
     #[error("the model's logits for row {row} are not finite; its weights overflow f32")]
     NonFiniteLogits {

@@ -17,7 +17,8 @@
 //! [`Outliers`] makes channels large without changing what a model computes.
 //!
 //! [`kv_gradients`] says how much the loss depends on each key and value, [`weight_gradients`] on each weight, for methods
-//! that weigh their errors so.
+//! that weigh their errors so. [`RoundedBlock`] learns what the weights of a layer and its cache are rounded with from the
+//! outputs of layers behind it (WKVQuant).
 //!
 //! [`eval`] measures what a change did: perplexity, bits per byte, KL divergence and top-1 agreement with a
 //! reference. [`generate()`] writes text, greedily or sampled.
@@ -98,6 +99,7 @@ mod norm;
 mod observe;
 mod ops;
 mod outliers;
+mod reconstruct;
 mod rope;
 mod route;
 mod slot;
@@ -117,6 +119,7 @@ pub use layer::Layer;
 pub use layers::Layers;
 pub use observe::{KeyValues, Observer};
 pub use outliers::{Injected, OutlierSite, Outliers};
+pub use reconstruct::{Loss, PastRounding, Reconstructed, Reconstruction, RoundedBlock, StreamRounding};
 pub use rope::{Rope, RopeScaling, RopeTable};
 pub use route::{Choices, Routing};
 pub use slot::{Apply, Origin, Role, Slot};

@@ -6,8 +6,9 @@
 //! | two-dimensional quantization | [`TwoDimConfig::codec`] |
 //! | its inverse folded into the projections | [`fold_values`], [`fold_key_scales`] |
 //!
-//! The learned refinement of shifts and scales (cross-block reconstruction) needs gradients and is not part of this
-//! crate; the closed forms of [`ChannelAffine`] are its starting point.
+//! Learning shifts and scales (cross-block reconstruction) needs a model and its gradients: `quant_models::RoundedBlock`
+//! does it, from the closed forms of [`ChannelAffine`] on. What was learned comes back through
+//! [`StreamStatistics::affine`](crate::StreamStatistics::affine).
 
 use crate::codec::{ChannelAffine, Mapped, TokenFormat};
 use crate::{Error, KvGeometry};
@@ -55,12 +56,17 @@ impl TwoDimConfig {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn codec(&self, heads: usize, dim: usize, affine: ChannelAffine) -> Result<Mapped, Error> {
-        let format = Format {
+        Mapped::new(Arc::new(affine), Arc::new(TokenFormat::new(heads, dim, self.format())?))
+    }
+
+    /// The format of a head's shifted and scaled channels.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        Format {
             element: Element::Int { bits: self.bits, rule: IntRule::FloatMin },
             block: Block::Group(self.group),
             scale: Scale::Float(ScaleType::F16),
-        };
-        Mapped::new(Arc::new(affine), Arc::new(TokenFormat::new(heads, dim, format)?))
+        }
     }
 }
 

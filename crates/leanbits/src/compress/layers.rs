@@ -18,6 +18,7 @@ use super::smooth;
 use super::source::{Source, Working};
 use super::stream::{Stream, round};
 use super::structure::{LayerShape, SlotShape, Structure};
+use super::wkvquant::{self, Ahead, Learned};
 use crate::models::{Apply, Error as ModelError, Layer, Layers, Role, WeightSource};
 use crate::plan::{Plan, PlannedTensor};
 use crate::recipe::Recipe;
@@ -54,14 +55,17 @@ impl Job<'_> {
         }
         let layers = Layers::new(self.structure.config.clone(), self, Apply::Decoded);
         let mut batches = embed(&layers, self.windows)?;
+        let embedded = batches.clone();
         let mut first = 0;
         if let Some(state) = run.take_state() {
             first = state.layer();
+            run.learned = wkvquant::from_flat(state.learned(), &self.structure.config)?;
             gather::restore(&mut batches, &state.into_rows())?;
         }
+        let mut ahead = run.running.time(|| Ahead::new(self, &layers, embedded, first))?;
         for (index, shape) in self.structure.layers.iter().enumerate() {
             if index >= first {
-                batches = self.layer(run, index, shape, &batches)?;
+                batches = self.layer(run, index, shape, &batches, ahead.as_mut(), progress)?;
                 run.save_state(index + 1, &gather::rows(&batches)?)?;
             }
             for tensor in self.plan.tensors.iter().filter(|tensor| tensor.layer() == Some(index)) {
@@ -78,6 +82,8 @@ impl Job<'_> {
         index: usize,
         shape: &LayerShape,
         batches: &[Batch],
+        ahead: Option<&mut Ahead<'_>>,
+        progress: &mut dyn Progress,
     ) -> Result<Vec<Batch>, Error> {
         let tensors = || self.plan.tensors.iter().filter(|tensor| tensor.layer() == Some(index));
         let mut working = run.io.time(|| Working::read(self.source, tensors()))?;
@@ -90,11 +96,15 @@ impl Job<'_> {
         if scaled || !whole.is_empty() {
             layer = load(&working)?;
         }
+        let learned = match ahead {
+            None => None,
+            Some(ahead) => Some(run.running.time(|| ahead.learn(self, &layer, shape, batches, progress))?),
+        };
         let mut parts = Parts::default();
         for stage in 0..shape.stages() {
             let slots: Vec<&SlotShape> = shape.slots.iter().filter(|slot| slot.stage == stage).collect();
             let part = gather::up_to(&layer, shape, stage)?;
-            for (slot, made) in self.stage(run, &layer, &part, &slots, batches)? {
+            for (slot, made) in self.stage(run, &layer, &part, &slots, batches, learned.as_ref())? {
                 layer.slot_mut(&slot.name)?.set_linear(Arc::from(made.weight.clone()), Apply::Decoded)?;
                 parts.add(slot, made);
             }
@@ -114,7 +124,13 @@ impl Job<'_> {
             run.put(tensor, &sections, outcome)?;
         }
         self.source.checkpoint().release_pages();
-        run.running.time(|| gather::forward(&layer, batches))
+        match learned {
+            None => run.running.time(|| gather::forward(&layer, batches)),
+            Some(learned) => {
+                run.learned.push(learned.affine.clone());
+                run.running.time(|| learned.forward(&layer, batches))
+            }
+        }
     }
 
     /// Codes the multipliers of a layer, and computes with what they became.
@@ -189,6 +205,7 @@ impl Job<'_> {
         part: &Layer,
         slots: &[&'s SlotShape],
         batches: &[Batch],
+        learned: Option<&Learned>,
     ) -> Result<Vec<(&'s SlotShape, Made)>, Error> {
         let mut groups: BTreeMap<usize, Vec<(&SlotShape, &PlannedTensor)>> = BTreeMap::new();
         for &slot in slots {
@@ -224,7 +241,7 @@ impl Job<'_> {
                     .into_par_iter()
                     .map(|(slot, tensor)| {
                         let weight = layer.slot(&slot.name)?.weight()?;
-                        Ok((slot, group.make(slot, &weight, tensor)?))
+                        Ok((slot, group.make(slot, &weight, learned, tensor)?))
                     })
                     .collect::<Result<Vec<_>, Error>>()
             };
@@ -278,7 +295,7 @@ impl Job<'_> {
                     let asked = [(slot.name.as_str(), tensor)].into_iter();
                     let group =
                         Group::new(self.source.path(), &statistics, Unseen::Nothing, self.information, total, asked)?;
-                    group.make(&slot, &head.slot().weight()?, tensor)
+                    group.make(&slot, &head.slot().weight()?, None, tensor)
                 })?;
                 let sections = Section::compressed(&tensor.name, &made.weight, self.layout)?;
                 run.put(tensor, &sections, made.outcome)?;

@@ -4,8 +4,10 @@ use super::fisher::Information;
 use super::outcome::{Energy, Outcome};
 use super::structure::SlotShape;
 use super::vectors::usage;
+use super::wkvquant::Learned;
 use crate::Error;
 use crate::encode::{measure, measure_linear};
+use crate::models::RoundedBlock;
 use crate::plan::PlannedTensor;
 use crate::recipe::{Corrected, Method, Metric};
 use crate::storage::{Compressed, Form};
@@ -96,6 +98,9 @@ pub(super) fn check(method: &Method, tensor: &PlannedTensor, file: &Path) -> Res
     let checked = match method.scalar() {
         Method::Mse(clip) => clip.validate(),
         Method::Gptq(config) => config.check(format, columns),
+        Method::Wkvquant(_) => {
+            return Ok(RoundedBlock::check_format(format)?);
+        }
         Method::Awq(_) if matches!(format.block, Block::Tile { rows: 2.., .. } | Block::Tensor) => {
             Err(weight_quant::Error::BlocksSpanRows { format: format.to_string() })
         }
@@ -212,20 +217,40 @@ impl<'a> Group<'a> {
     }
 
     /// Compresses one linear.
-    pub(super) fn make(&self, slot: &SlotShape, weight: &[f32], tensor: &PlannedTensor) -> Result<Made, Error> {
-        self.compress(slot, weight, tensor)
+    pub(super) fn make(
+        &self,
+        slot: &SlotShape,
+        weight: &[f32],
+        learned: Option<&Learned>,
+        tensor: &PlannedTensor,
+    ) -> Result<Made, Error> {
+        self.compress(slot, weight, learned, tensor)
             .map_err(|refused| refused.at(&self.file, &slot.name, &tensor.treatment.method))
     }
 
-    fn compress(&self, slot: &SlotShape, weight: &[f32], tensor: &PlannedTensor) -> Result<Made, Refused> {
+    fn compress(
+        &self,
+        slot: &SlotShape,
+        weight: &[f32],
+        learned: Option<&Learned>,
+        tensor: &PlannedTensor,
+    ) -> Result<Made, Refused> {
         let method = &tensor.treatment.method;
         let silent = || (!method.is_scalar() && self.is_silent()).then(|| "all its inputs were zero".to_owned());
         let blind = self.too_little().or_else(silent).filter(|_| method.needs_calibration());
+        let clipped = learned.and_then(|learned| Some((learned, learned.clipped(&slot.name)?)));
         let (made, mut outcome) = match &blind {
+            // It was rounded with its clips while they were learned.
+            _ if clipped.is_some() => {
+                let values = clipped.as_ref().map(|(_, values)| values.as_slice()).unwrap_or(weight);
+                compress(values, tensor, Some(self), Some(slot))?
+            }
             Some(_) => compress(weight, tensor, None, None)?,
             None => compress(weight, tensor, Some(self), Some(slot))?,
         };
-        if let Some(reason) = blind {
+        if let Some((learned, _)) = clipped {
+            outcome.note = Some(learned.note.clone());
+        } else if let Some(reason) = blind {
             let (what, name) = without_inputs(method);
             outcome.note = Some(format!("{what}: {reason}"));
             outcome.method = Some(name.to_owned());

@@ -9,6 +9,7 @@
 //! | `source.rs`, `rotate.rs` | the model as it is read, in the basis that the recipe asks for |
 //! | `stream.rs` | tensors that need no calibration, one at a time |
 //! | `layers.rs`, `structure.rs`, `gather.rs`, `smooth.rs` | layer by layer, on a calibration text |
+//! | `wkvquant.rs` | what a layer's weights and cache are rounded with, learned on the layers behind it |
 //! | `methods.rs`, `multipliers.rs`, `vectors.rs` | one linear, or one layer's multipliers |
 //! | `calibration.rs`, `fisher.rs` | the windows of that text, and gradients of the weights on them |
 //! | `experts.rs`, `expert_map.rs` | formats for the blocks of experts, before all this |
@@ -37,6 +38,7 @@ mod state;
 mod stream;
 mod structure;
 mod vectors;
+mod wkvquant;
 
 pub use calibration::CalibrationReport;
 pub(crate) use calibration::Windows;
@@ -145,6 +147,7 @@ pub fn compress(
     if let Some(choice) = &recipe.kv_cache {
         prepare::kv_cache(choice, &source, options.layout)?;
     }
+    wkvquant::check(recipe, model)?;
     let Prepared { mut treatments, structure } = prepare::treatments(&source, options)?;
     let windows = match (&structure, &options.calibration) {
         (Some(_), Some(text)) => Some(Windows::open(model, &Config::from_folder(model)?, text, &recipe.calibration)?),
@@ -194,6 +197,7 @@ pub fn compress(
     }
     let mut report = report(&plan, options, &run.outcomes(), told, warnings);
     let (io, packing, running) = (run.io, run.packing, run.running);
+    let learned = std::mem::take(&mut run.learned);
     let finishing = Instant::now();
     run.finish(&report, |folder| match &recipe.kv_cache {
         None => Ok(None),
@@ -201,7 +205,7 @@ pub fn compress(
             let mut config = Config::from_folder(model)?;
             config.tied_head &= !source.unties_head();
             let texts = windows.as_ref().map(|windows| windows.texts.as_slice()).unwrap_or_default();
-            crate::kv::store(choice, &config, folder, texts, recipe.activations).map(Some)
+            crate::kv::store(choice, &config, folder, texts, recipe.activations, &learned).map(Some)
         }
     })?;
     if let Some(experts) = &experts {

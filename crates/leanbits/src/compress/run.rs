@@ -5,12 +5,14 @@ use super::journal::{self, Entry, Job, Journal};
 use super::outcome::Outcome;
 use super::resume::{self, Progressed};
 use super::state::{self, State};
+use super::wkvquant;
 use super::{CompressOptions, Source};
 use crate::Error;
 use crate::plan::{Plan, PlannedTensor};
 use crate::report::CompressReport;
 use crate::storage::Section;
 use crate::usage::Stopwatch;
+use kv_cache_quant::{ChannelAffine, Pair};
 use quant_io::hf::{INDEX_NAME, copy_side_files};
 use quant_io::safetensors::SafetensorsWriter;
 use quant_io::write_atomically;
@@ -38,6 +40,8 @@ pub(super) struct Run<'a> {
     writers: BTreeMap<usize, SafetensorsWriter>,
     /// What was measured on the tensors that are written.
     outcomes: BTreeMap<String, Outcome>,
+    /// What each layer so far learned of its cache.
+    pub(super) learned: Vec<Pair<ChannelAffine>>,
     /// Time spent reading and writing.
     pub(super) io: Stopwatch,
     /// Time spent encoding.
@@ -92,6 +96,7 @@ impl<'a> Run<'a> {
             state,
             writers: BTreeMap::new(),
             outcomes,
+            learned: Vec::new(),
             io: Stopwatch::default(),
             packing: Stopwatch::default(),
             running: Stopwatch::default(),
@@ -115,8 +120,8 @@ impl<'a> Run<'a> {
 
     /// Saves the activations that go into a layer: an interrupted run goes on there.
     pub(super) fn save_state(&mut self, layer: usize, rows: &[f32]) -> Result<(), Error> {
-        let Self { output, job, io, .. } = self;
-        io.time(|| state::save(output, job, layer, rows))
+        let Self { output, job, io, learned, .. } = self;
+        io.time(|| state::save(output, job, layer, rows, &wkvquant::flat(learned)))
     }
 
     /// Writes a tensor that was missing.

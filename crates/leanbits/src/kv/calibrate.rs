@@ -1,10 +1,11 @@
 //! Statistics of keys and values over a calibration text.
 
 use crate::Error;
-use crate::models::{Config, Decoder, KeyValues, Layer, Layers, Observer};
+use crate::models::{Config, Decoder, KeyValues, Layer, Layers, Observer, Stream};
 use crate::recipe::KeyPlace;
-use kv_cache_quant::{KvMethod, Pair, StreamStatistics};
+use kv_cache_quant::{ChannelAffine, KvMethod, Pair, StreamStatistics};
 use quant_calib::{KvStatistics, KvStream, Needs, Statistics};
+use std::sync::Arc;
 
 /// First tokens of every text that are left out: attention rests on them, and their keys and values are unlike others.
 const SINKS: usize = 4;
@@ -26,6 +27,18 @@ impl LayerStatistics {
             KeyPlace::AfterRope => self.after.as_ref(),
             KeyPlace::BeforeRope => self.before.as_ref(),
         }
+    }
+
+    /// Takes shifts and scales that were learned.
+    pub(crate) fn learn(&mut self, keys: KeyPlace, learned: &Pair<ChannelAffine>) {
+        let of_keys = match keys {
+            KeyPlace::AfterRope => self.after.as_mut(),
+            KeyPlace::BeforeRope => self.before.as_mut(),
+        };
+        if let Some(of_keys) = of_keys {
+            of_keys.affine = Some(Arc::new(learned.keys.clone()));
+        }
+        self.values.affine = Some(Arc::new(learned.values.clone()));
     }
 
     /// The same, and values.
@@ -115,6 +128,7 @@ fn statistics(of: &Statistics) -> StreamStatistics {
             deviation: narrow(seen.variance().into_iter().map(f64::sqrt).collect()),
             rows,
             adapter: None,
+            affine: None,
         },
     }
 }
@@ -132,6 +146,19 @@ pub(crate) fn run(
         done(batch.iter().map(|text| text.len()).sum());
     }
     gather.finish()
+}
+
+/// Runs one layer over what enters it.
+pub(crate) fn of_layer<'a>(
+    layer: &Layer,
+    config: &Config,
+    streams: impl Iterator<Item = &'a Stream>,
+) -> Result<Option<LayerStatistics>, Error> {
+    let mut gather = Gather::new(config, 0)?;
+    for stream in streams {
+        layer.forward(stream, Some(&mut gather))?;
+    }
+    Ok(gather.finish()?.into_iter().nth(layer.index()))
 }
 
 /// Runs a model over texts with one layer of it in memory; each is prepared first.

@@ -23,6 +23,7 @@ mod train;
 
 pub use budget::{KvLayerSchedule, KvShrink};
 pub(crate) use caches::{Cached, Caches};
+pub(crate) use calibrate::of_layer;
 pub use report::{KvBytes, KvReference, KvReport, KvRow};
 pub(crate) use stored::{KV_CACHE, Stored, check, store};
 
@@ -154,6 +155,8 @@ pub fn kv(
             (Some(_), None) => loaded.kv_cache.as_ref().and_then(|stored| stored.budgets.clone()),
             _ => None,
         };
+        let learned = loaded.kv_cache.as_ref().and_then(|stored| stored.learned(&choice.method, choice.keys));
+        let seen = learned.or(seen);
         let trained = match seen.filter(|seen| train::is_needed(choice, seen)) {
             Some(seen) => Some(train::train(choice, config, seen, progress)?),
             None => None,

@@ -8,7 +8,7 @@ use super::{budget, caches, train};
 use crate::models::{Apply, Config, Decoder, Layers};
 use crate::recipe::{KeyPlace, KvCacheChoice};
 use crate::{Error, Weights};
-use kv_cache_quant::{Adapter, FullPrecision, StreamStatistics};
+use kv_cache_quant::{Adapter, ChannelAffine, FullPrecision, KvMethod, Pair, StreamStatistics};
 use quant_io::safetensors::{DType, SafetensorsFile, TensorSpec, serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -65,6 +65,7 @@ pub(crate) fn store(
     output: &Path,
     texts: &[Vec<u32>],
     activations: Option<quant_core::Format>,
+    learned: &[Pair<ChannelAffine>],
 ) -> Result<Value, Error> {
     let mut told = serde_json::to_value(choice).map_err(|source| Error::Json { source })?;
     let weights = Weights::open(output)?;
@@ -77,6 +78,9 @@ pub(crate) fn store(
         let mut seen = calibrate::run_by_layer(&layers, texts, calibrate::rows_needed(&choice.method), prepare)?;
         if train::is_needed(choice, &seen) {
             seen = train::train(choice, config, &seen, &mut crate::Silent)?;
+        }
+        for (seen, learned) in seen.iter_mut().zip(learned) {
+            seen.learn(choice.keys, learned);
         }
         quant_io::write_atomically(output.join(PARAMETERS), &to_bytes(choice.keys, &seen)?)?;
         told["parameters"] = json!(PARAMETERS);
@@ -124,6 +128,10 @@ fn to_bytes(place: KeyPlace, layers: &[LayerStatistics]) -> Result<Vec<u8>, Erro
                 push("rebuild", &maps.rebuild(), &[maps.width(), channels]);
                 push("shift", maps.shift(), &[channels]);
             }
+            if let Some(affine) = &of.affine {
+                push("learned.shift", affine.shift(), &[channels]);
+                push("learned.scale", affine.scale(), &[channels]);
+            }
         }
     }
     let lent: Vec<(TensorSpec, &[u8])> = tensors.iter().map(|(spec, bytes)| (spec.clone(), bytes.as_slice())).collect();
@@ -163,6 +171,13 @@ impl Stored {
         Ok(Some(Self { choice, budgets, statistics }))
     }
 
+    /// Statistics of this method with parameters that were learned: no calibration gives them again.
+    pub(crate) fn learned(&self, method: &KvMethod, keys: KeyPlace) -> Option<&[LayerStatistics]> {
+        let same = self.choice.method == *method && self.choice.keys == keys;
+        let statistics = self.statistics.as_deref().filter(|_| same)?;
+        statistics.iter().any(|seen| seen.values.affine.is_some()).then_some(statistics)
+    }
+
     /// The caches themselves, for texts of up to so many tokens.
     pub(crate) fn caches(&self, config: &Config, positions: usize) -> Result<caches::Caches, Error> {
         let statistics = self.statistics.as_deref();
@@ -186,7 +201,7 @@ fn read(path: &Path, place: KeyPlace, config: &Config) -> Result<Vec<LayerStatis
         let part = |part: &str| -> Result<Vec<f32>, Error> {
             let name = format!("layers.{layer}.{stream}.{part}");
             let Some(tensor) = file.get(&name) else {
-                let may_lack = matches!(part, "rows" | "rebuild");
+                let may_lack = matches!(part, "rows" | "rebuild" | "learned.shift");
                 return if may_lack { Ok(Vec::new()) } else { Err(bad(format!("tensor {name} is missing"))) };
             };
             let values = tensor.to_f32()?;
@@ -215,8 +230,15 @@ fn read(path: &Path, place: KeyPlace, config: &Config) -> Result<Vec<LayerStatis
                 Some(Arc::new(maps.map_err(|source| bad(format!("layers.{layer}.{stream}: its maps: {source}")))?))
             }
         };
+        let affine = match part("learned.shift")? {
+            shift if shift.is_empty() => None,
+            shift => {
+                let affine = ChannelAffine::new(shift, part("learned.scale")?);
+                Some(Arc::new(affine.map_err(|source| bad(format!("layers.{layer}.{stream}: {source}")))?))
+            }
+        };
         let (mean, deviation, rows) = (part("mean")?, part("deviation")?, part("rows")?);
-        Ok(StreamStatistics { min, max, mean, deviation, rows, adapter })
+        Ok(StreamStatistics { min, max, mean, deviation, rows, adapter, affine })
     };
     let layer = |layer: usize| {
         let keys = Some(stream(layer, "keys", geometry.key_width())?);

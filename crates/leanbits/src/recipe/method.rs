@@ -1,6 +1,7 @@
 //! How codes are found, and with which settings.
 
 use super::{Asvd, Corrected, E8p, Fwsvd, Metric, Pcdvq, Ranks, RecipeError, RwkvQuant, Svd, SvdLlm};
+use crate::models::{Error as ModelError, Reconstruction};
 use low_rank::ScaleSource;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -50,10 +51,13 @@ pub enum Method {
     Pcdvq(Pcdvq),
     /// Scalar or vector codes, weight by weight, and coded multipliers.
     Rwkvquant(Box<RwkvQuant>),
+    /// Round to nearest with clips of groups that are learned, together with the scales of the key-value cache, on the outputs of
+    /// several layers (WKVQuant).
+    Wkvquant(Reconstruction),
 }
 
 /// Names of all methods.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "rtn",
     "mse",
     "gptq",
@@ -68,6 +72,7 @@ const NAMES: [&str; 14] = [
     "e8p",
     "pcdvq",
     "rwkvquant",
+    "wkvquant",
 ];
 
 impl Method {
@@ -89,6 +94,7 @@ impl Method {
             Self::E8p(_) => "e8p",
             Self::Pcdvq(_) => "pcdvq",
             Self::Rwkvquant(_) => "rwkvquant",
+            Self::Wkvquant(_) => "wkvquant",
         }
     }
 
@@ -110,6 +116,7 @@ impl Method {
             "e8p" => Some(Self::E8p(E8p::default())),
             "pcdvq" => Some(Self::Pcdvq(Pcdvq::default())),
             "rwkvquant" => Some(Self::Rwkvquant(Box::default())),
+            "wkvquant" => Some(Self::Wkvquant(Reconstruction::default())),
             _ => None,
         }
     }
@@ -119,7 +126,7 @@ impl Method {
     pub fn needs_calibration(&self) -> bool {
         match self {
             Self::Rtn | Self::Mse(_) => false,
-            Self::Gptq(_) | Self::Awq(_) => true,
+            Self::Gptq(_) | Self::Awq(_) | Self::Wkvquant(_) => true,
             Self::Fwsvd(_) | Self::Asvd(_) | Self::SvdLlm(_) | Self::Gptvq(_) | Self::Rwkvquant(_) => true,
             Self::Svd(svd) => svd.ranks.is_budget(),
             Self::Corrected(corrected) => corrected.metric != Metric::Svd || corrected.base.needs_calibration(),
@@ -148,7 +155,7 @@ impl Method {
     /// Whether it only finds codes of single values in a format.
     #[must_use]
     pub fn is_scalar(&self) -> bool {
-        matches!(self, Self::Rtn | Self::Mse(_) | Self::Gptq(_) | Self::Awq(_))
+        matches!(self, Self::Rtn | Self::Mse(_) | Self::Gptq(_) | Self::Awq(_) | Self::Wkvquant(_))
     }
 
     /// Whether ranks are chosen for all weights together.
@@ -167,6 +174,11 @@ impl Method {
     /// Checks ranges of settings that are not the business of the method's own crate.
     pub(super) fn validate(&self) -> Result<(), RecipeError> {
         self.validate_factors()?;
+        if let Self::Wkvquant(settings) = self
+            && let Err(ModelError::BadSetting { name, value, expected }) = settings.validate()
+        {
+            return Err(RecipeError::BadSetting { name, value, expected });
+        }
         self.validate_vectors()
     }
 }

@@ -408,6 +408,7 @@ impl Recipe {
         if let Some(kv_cache) = &self.kv_cache {
             kv_cache.validate()?;
         }
+        self.validate_wkvquant()?;
         if let Some(experts) = &self.experts {
             experts.validate()?;
         }
@@ -418,6 +419,33 @@ impl Recipe {
             return bad("calibration.tokens", self.calibration.tokens.to_string(), "at least 2");
         }
         Ok(())
+    }
+
+    /// WKVQuant learns all weights of a layer together with its cache, and nothing else.
+    fn validate_wkvquant(&self) -> Result<(), RecipeError> {
+        let bad = |name, value: String, expected| Err(RecipeError::BadSetting { name, value, expected });
+        let is_wkvquant = |method: &Method| matches!(method, Method::Wkvquant(_));
+        if self.rules.iter().any(|rule| rule.method.as_ref().is_some_and(is_wkvquant)) {
+            return bad("method", "wkvquant in a rule".to_owned(), "wkvquant as the method of the recipe");
+        }
+        if !is_wkvquant(&self.method) {
+            return Ok(());
+        }
+        let expected = "2d:BITS or 2d-range:BITS with keys after the rotary turn beside the method wkvquant";
+        match &self.kv_cache {
+            None => return bad("kv_cache", "missing".to_owned(), expected),
+            Some(choice) if choice.method.two_dim().is_none() => {
+                return bad("kv_cache.method", choice.method.to_string(), expected);
+            }
+            Some(choice) if choice.keys == KeyPlace::BeforeRope => {
+                return bad("kv_cache.keys", "before-rope".to_owned(), expected);
+            }
+            Some(_) => {}
+        }
+        match self.activations {
+            None => Ok(()),
+            Some(format) => bad("activations", format.to_string(), "none beside the method wkvquant, which keeps them"),
+        }
     }
 
     /// What in it looks at activations, in words: such a recipe needs a calibration text, and no other has a use for one.

@@ -31,7 +31,7 @@ impl Recipe {
     }
 }
 
-const PRESETS: [Preset; 27] = [
+const PRESETS: [Preset; 28] = [
     Preset { name: "safe", summary: "int8 linears: practically no loss", toml: "format = \"int8\"\n" },
     Preset {
         name: "balanced",
@@ -133,6 +133,11 @@ const PRESETS: [Preset; 27] = [
         name: "rwkvquant",
         summary: "3-bit RWKV: scalar or vector codes matrix by matrix, coded multipliers (RWKVQuant)",
         toml: "format = \"int3-g64-asym\"\nmethod = \"rwkvquant\"\n",
+    },
+    Preset {
+        name: "wkvquant-4",
+        summary: "4-bit linears in groups of 128 and a 4-bit key-value cache, clips and scales learned together (WKVQuant)",
+        toml: "format = \"int4-g128-asym\"\nmethod = \"wkvquant\"\n\n[kv_cache]\nmethod = \"2d:4\"\n",
     },
     Preset {
         name: "moe-gptq-2",

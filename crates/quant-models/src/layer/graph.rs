@@ -6,6 +6,7 @@
 
 use super::attention::Attention;
 use super::mlp::Mlp;
+use super::past::Past;
 use super::transformer::{FeedForward, Transformer};
 use crate::norm::Norm;
 use crate::ops;
@@ -25,6 +26,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) turn: [Tensor; 2],
     /// Takes gradients of weights, where they are asked for.
     pub(crate) tap: Option<Arc<Tap>>,
+    /// What attention reads of earlier tokens, where that is not what they were.
+    pub(crate) past: Option<Past>,
 }
 
 /// Gradients of weights that passed by on the way back, by the names of their slots.
@@ -72,7 +75,7 @@ impl Frame<'_> {
             let picked: Vec<f32> = of.chunks_exact(pairs).step_by(stretch).flatten().copied().collect();
             Tensor::from_vec(picked, (tokens, 1, pairs), &Device::Cpu)
         };
-        Ok(Frame { config, layer: 0, turn: [rows(table.cosines())?, rows(table.sines())?], tap: None })
+        Ok(Frame { config, layer: 0, turn: [rows(table.cosines())?, rows(table.sines())?], tap: None, past: None })
     }
 }
 
@@ -117,12 +120,19 @@ fn trace_attention(
     let queries = q.reshape((tokens, kv_heads, group, dim))?.permute((1, 2, 0, 3))?.contiguous()?;
     let queries = queries.reshape((kv_heads, group * tokens, dim))?;
     let of_heads = |x: &Tensor| Ok::<_, Error>(x.reshape((tokens, kv_heads, dim))?.transpose(0, 1)?.contiguous()?);
-    let scores = queries.matmul(&of_heads(&k)?.t()?)?;
+    let scores = |k: &Tensor| Ok::<_, Error>(queries.matmul(&of_heads(k)?.t()?)?);
     #[expect(clippy::cast_precision_loss, reason = "a head has far fewer than 2^24 elements")]
     let scale = 1.0 / (dim as f32).sqrt();
     let window = config.windows.get(frame.layer).copied().flatten();
-    let weights = scores.apply_op1(Softmax { tokens, scale, window })?;
-    let mixed = weights.matmul(&of_heads(&v)?)?.reshape((kv_heads, group, tokens, dim))?;
+    let softmax = Softmax { tokens, scale, window };
+    let mixed = match &frame.past {
+        None => scores(&k)?.apply_op1(softmax)?.matmul(&of_heads(&v)?)?,
+        Some(past) => {
+            let weights = past.join(&scores(&k)?, &scores(&past.keys.rounded(&k)?)?)?.apply_op1(softmax)?;
+            past.mix(&weights, &of_heads(&v)?, &of_heads(&past.values.rounded(&v)?)?)?
+        }
+    };
+    let mixed = mixed.reshape((kv_heads, group, tokens, dim))?;
     let mixed = mixed.permute((2, 0, 1, 3))?.contiguous()?.reshape((tokens, config.heads * dim))?;
     Ok((product(&attention.o, &mixed, frame.tap.as_ref())?, k, v))
 }
@@ -252,7 +262,7 @@ impl CustomOp1 for Softmax {
     }
 }
 
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         _ => Err(candle_core::Error::msg("activations are contiguous f32")),

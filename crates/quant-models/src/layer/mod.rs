@@ -6,6 +6,7 @@ pub(crate) mod graph;
 mod link;
 mod mixture;
 mod mlp;
+pub(crate) mod past;
 mod recurrence;
 mod rwkv6;
 mod rwkv7;
@@ -84,6 +85,10 @@ impl Layer {
             _ => Kind::Transformer(Transformer::load(loader, config, index)?.into()),
         };
         Ok(Self { config: Arc::clone(config), index, kind })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Its place in the model, from 0.
