@@ -228,13 +228,11 @@ fn texts(layer: &Layer, streams: &[Stream]) -> Result<Vec<Tensor>, Error> {
 /// let (first, second) = (layers.layer(0)?, layers.layer(1)?);
 /// let targets = second.forward(&first.forward(&inputs, None)?, None)?;
 ///
-/// let formats: Vec<_> = first.slots().iter().map(|s| (s.name().to_owned(), "int3-g64-asym".parse().unwrap())).collect();
+/// let three_bits: quant_core::Format = "int3-g64-asym".parse()?;
+/// let formats: Vec<_> = first.slots().iter().map(|slot| (slot.name().to_owned(), three_bits)).collect();
 /// let channels = layers.config().kv_geometry().key_width();
-/// let stream = StreamRounding {
-///     format: "int4-min".parse()?,
-///     shift: vec![0.0; channels],
-///     scale: vec![1.0; channels],
-/// };
+/// let (shift, scale) = (vec![0.0; channels], vec![1.0; channels]);
+/// let stream = StreamRounding { format: "int4-min".parse()?, shift, scale };
 /// let past = PastRounding { keys: stream.clone(), values: stream, sinks: 0, window: 0 };
 /// let mut block = RoundedBlock::new(&first, &formats)?.with_past(past)?;
 /// let settings = Reconstruction { blocks: 2, epochs: 3, ..Reconstruction::default() };
