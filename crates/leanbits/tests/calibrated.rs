@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{contents, heldout, run, tiny_llama, write_llama, write_safetensors};
+use common::{Stop, contents, heldout, run, tiny_llama, write_llama, write_safetensors};
 use leanbits::io::{Checkpoint, Stored};
 use leanbits::{
-    Calibration, CompressOptions, CompressReport, Error, EvalOptions, EvalReport, Method, Progress, Recipe, Silent,
-    compress, evaluate, presets,
+    Calibration, CompressOptions, CompressReport, Error, EvalOptions, EvalReport, Method, Recipe, Silent, compress,
+    evaluate, presets,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -222,16 +222,6 @@ fn the_same_folder_comes_out_for_any_number_of_threads() {
     };
     let one = folder("1");
     assert!(one == folder("2") && one == folder("3"), "the folders differ");
-}
-
-/// Stops the job in its tracks after so many tensors.
-struct Stop(usize);
-
-impl Progress for Stop {
-    fn advance(&mut self, _units: u64, _now: &str) {
-        assert!(self.0 > 0, "stopped by the test");
-        self.0 -= 1;
-    }
 }
 
 #[test]

@@ -2,12 +2,12 @@
 
 mod common;
 
-use common::{contents, heldout, program, write_llama};
+use common::{Stop, contents, heldout, program, write_llama};
 use leanbits::io::safetensors::{DType, TensorSpec, serialize};
 use leanbits::io::{Checkpoint, Stored};
 use leanbits::{
-    Calibration, CompressOptions, CompressReport, DequantizeOptions, Error, EvalOptions, InspectOptions, Progress,
-    Recipe, RecipeError, Silent, Weights, compress, dequantize, evaluate, inspect, presets,
+    Calibration, CompressOptions, CompressReport, DequantizeOptions, Error, EvalOptions, InspectOptions, Recipe,
+    RecipeError, Silent, Weights, compress, dequantize, evaluate, inspect, presets,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -269,16 +269,6 @@ fn methods_refuse_what_they_cannot_do_before_any_work() {
     options.layout = leanbits::StorageLayout::CompressedTensors;
     let layout = compress(&place.model, place.path("out"), &options, &mut Silent);
     assert!(matches!(layout, Err(Error::Layout { .. })), "{layout:?}");
-}
-
-/// Stops the job in its tracks after so many tensors.
-struct Stop(usize);
-
-impl Progress for Stop {
-    fn advance(&mut self, _units: u64, _now: &str) {
-        assert!(self.0 > 0, "stopped by the test");
-        self.0 -= 1;
-    }
 }
 
 #[test]

@@ -2,24 +2,14 @@
 
 mod common;
 
-use common::{contents, names, program, run, write_llama};
-use leanbits::{CompressOptions, Progress, Recipe, Silent, compress};
+use common::{Stop, contents, names, program, run, write_llama};
+use leanbits::{CompressOptions, Recipe, Silent, compress};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const JOURNAL: &str = "leanbits-journal.jsonl";
-
-/// Stops the job in its tracks after so many tensors.
-struct Stop(usize);
-
-impl Progress for Stop {
-    fn advance(&mut self, _units: u64, _now: &str) {
-        assert!(self.0 > 0, "stopped by the test");
-        self.0 -= 1;
-    }
-}
 
 struct Job {
     _folder: tempfile::TempDir,

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{contents, heldout, program, run, tiny_llama, write_llama};
-use leanbits::{CompressOptions, Error, Progress, Recipe, RecipeError, Silent, compress};
+use common::{Stop, contents, heldout, program, run, tiny_llama, write_llama};
+use leanbits::{CompressOptions, Error, Recipe, RecipeError, Silent, compress};
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -116,16 +116,6 @@ fn the_same_folder_comes_out_for_any_number_of_threads() {
         contents(&out)
     };
     assert!(folder("1") == folder("3"), "the folder depends on the number of threads");
-}
-
-/// Stops the job in its tracks after so many tensors.
-struct Stop(usize);
-
-impl Progress for Stop {
-    fn advance(&mut self, _units: u64, _now: &str) {
-        assert!(self.0 > 0, "stopped by the test");
-        self.0 -= 1;
-    }
 }
 
 #[test]
