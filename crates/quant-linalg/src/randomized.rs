@@ -115,7 +115,7 @@ fn directions(a: ArrayView2<'_, f32>, width: usize, config: RandomizedSvd) -> Re
 fn wide_svd(b: &Array2<f32>, rank: usize) -> Result<Svd, Error> {
     let wide = b.mapv(f64::from);
     let Eigh { values, vectors } = eigh(gram(wide.view()).view())?;
-    if values[0] < LEAST_EIGENVALUE * values[values.len() - 1] {
+    if values[0] <= LEAST_EIGENVALUE * values[values.len() - 1] {
         return Ok(truncate(crate::svd(wide.view())?, rank));
     }
     // The largest come last.
@@ -161,7 +161,8 @@ fn basis_in_f64(y: Array2<f64>) -> Result<Array2<f64>, Error> {
     }
 }
 
-/// Eigenvalues below this share of the largest are too near to its round-off to divide by their roots.
+/// Eigenvalues up to this share of the largest, as all of a matrix of zeros are, are too near to its round-off to divide by their
+/// roots.
 const LEAST_EIGENVALUE: f64 = 1e-10;
 
 /// Pivots of a triangular factor below this share of the largest have lost half of their digits, in f64 and in f32.
