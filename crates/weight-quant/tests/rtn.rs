@@ -115,7 +115,7 @@ fn clip_search_agrees_with_the_gptq_quantizer() {
             compared += 1;
         }
     }
-    assert!(compared >= 4, "the reduced golden files are part of the repository; compared {compared}");
+    assert!(compared >= 1, "the reduced golden file is part of the repository");
 }
 
 #[test]
