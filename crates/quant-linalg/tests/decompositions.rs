@@ -281,6 +281,18 @@ fn a_randomized_svd_in_f32_finds_the_same_to_round_off_whatever_the_scale() {
 }
 
 #[test]
+fn power_iterations_keep_directions_that_f32_alone_would_lose() {
+    // Values halve: the square of the last one's share is below the round-off of f32.
+    let (u, v) = (random_orthogonal(200, 1).unwrap(), random_orthogonal(200, 2).unwrap());
+    let values = ndarray::Array1::from_shape_fn(200, |i| 0.5_f64.powf(i as f64));
+    let a = (&u * &values).dot(&v);
+    let found = randomized_svd(a.view(), RandomizedSvd { oversample: 4, ..RandomizedSvd::of_rank(24) }).unwrap();
+    for (found, value) in found.s.iter().zip(&values) {
+        assert!((found / value - 1.0).abs() < 1e-6, "{found} for {value}");
+    }
+}
+
+#[test]
 fn a_randomized_svd_of_an_exactly_low_rank_matrix_is_exact() {
     for (m, n) in [(200, 90), (90, 200)] {
         let a = matmul(gaussian(m, 12, 1).view(), gaussian(12, n, 2).view());
