@@ -1,10 +1,10 @@
 //! Bars in `docs/src/figures`, drawn from the tables of the page of benchmarks: rates of ours, of peers, and of floors.
 
-use crate::docs::{Mode, Table, publish};
-use crate::{Failure, docs};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use xtask::docs::{Mode, Table, publish};
+use xtask::{Failure, docs};
 
 /// Sections of the page with tables of rates, and how many of their first tables have bars.
 const SECTIONS: &[(&str, usize)] = &[("encode", 2), ("decode", 2), ("products", 4), ("attention", 2), ("tokens", 4)];
@@ -111,7 +111,7 @@ fn draw(panels: &[Panel<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{FLOOR, OURS, PEER, Panel, draw};
-    use crate::docs::tables;
+    use xtask::docs::tables;
 
     #[test]
     fn bars_are_as_long_as_rates_and_coloured_by_who_they_are_of() {

@@ -1,10 +1,11 @@
 //! Runs the tables of `benches/` and writes them into the page of benchmarks.
 
-use crate::docs::BENCHMARKS;
-use crate::{Failure, bars, docs};
+use crate::bars;
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
+use xtask::docs::BENCHMARKS;
+use xtask::{Failure, docs};
 
 /// Benchmarks that print tables, in the order of the page.
 const TABLES: &[&str] =

@@ -4,17 +4,25 @@ use crate::docs::escape;
 use std::fmt::Write;
 
 /// One line or set of marks.
-pub(crate) struct Series<'a> {
-    pub(crate) label: &'a str,
-    pub(crate) colour: &'static str,
-    pub(crate) style: Style,
-    pub(crate) points: Vec<(f64, f64)>,
+pub struct Series<'a> {
+    /// What the legend calls it.
+    pub label: &'a str,
+    /// As SVG has it.
+    pub colour: &'static str,
+    /// How it is drawn.
+    pub style: Style,
+    /// Values on both axes, from left to right.
+    pub points: Vec<(f64, f64)>,
 }
 
+/// How a series is drawn.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Style {
+pub enum Style {
+    /// A line.
     Solid,
+    /// A dashed line.
     Dashed,
+    /// Dots alone.
     Dots,
     /// Dots on a line.
     Marked,
@@ -22,9 +30,23 @@ pub(crate) enum Style {
 
 /// The range of an axis.
 #[derive(Clone, Copy)]
-pub(crate) enum Axis {
-    Linear { low: f64, high: f64, step: f64 },
-    Log { low: f64, high: f64 },
+pub enum Axis {
+    /// From `low` to `high`, with ticks at multiples of `step`.
+    Linear {
+        /// The left or lower end.
+        low: f64,
+        /// The right or upper end.
+        high: f64,
+        /// Between ticks.
+        step: f64,
+    },
+    /// Logarithmic, from `low` to `high`, both positive.
+    Log {
+        /// The left or lower end.
+        low: f64,
+        /// The right or upper end.
+        high: f64,
+    },
 }
 
 impl Axis {
@@ -65,13 +87,17 @@ fn tick(value: f64) -> String {
 }
 
 /// One of the panels of a figure.
-pub(crate) struct Panel<'a> {
-    pub(crate) title: &'a str,
-    pub(crate) x: Axis,
-    pub(crate) y: Axis,
+pub struct Panel<'a> {
+    /// What stands above it.
+    pub title: &'a str,
+    /// The horizontal axis.
+    pub x: Axis,
+    /// The vertical axis.
+    pub y: Axis,
     /// Vertical lines with their labels.
-    pub(crate) marks: Vec<(f64, String)>,
-    pub(crate) series: Vec<Series<'a>>,
+    pub marks: Vec<(f64, String)>,
+    /// What is drawn, in this order.
+    pub series: Vec<Series<'a>>,
 }
 
 const WIDTH: f64 = 430.0;
@@ -84,7 +110,8 @@ const BOTTOM: f64 = 42.0;
 const LEGEND: f64 = 28.0;
 
 /// Draws panels two in a row; the first one's series make the legend.
-pub(crate) fn draw(description: &str, x_label: &str, y_label: &str, panels: &[Panel<'_>]) -> String {
+#[must_use]
+pub fn draw(description: &str, x_label: &str, y_label: &str, panels: &[Panel<'_>]) -> String {
     let width = 2.0 * WIDTH;
     let (places, legend) = legend(panels.first().map_or(&[], |panel| &panel.series), width);
     let height = panels.len().div_ceil(2) as f64 * HEIGHT + legend;

@@ -4,11 +4,12 @@
 //! that build scripts and macros are compiled once. The crates that read files are tested a second time in the dev
 //! profile, where integer overflow panics.
 
-use crate::{Failure, codegen, docs, figures, study};
+use crate::{codegen, figures};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use xtask::{Failure, docs};
 
 struct Step {
     name: &'static str,
@@ -38,7 +39,8 @@ const STEPS: &[Step] = &[
         summary: "generated kernels, pages and figures are up to date",
         run: |ci| {
             let check = docs::Mode::Check;
-            task([codegen::run, study::run, figures].into_iter().try_for_each(|run| run(ci.root, check)))
+            codegen::run(ci.root, check).and_then(|()| figures(ci.root, check))?;
+            ci.cargo(&[STUDY, &["--check"]].concat())
         },
     },
     Step {
@@ -61,6 +63,15 @@ const STEPS: &[Step] = &[
     },
     Step { name: "test", summary: "tests of the workspace", run: |ci| ci.test(&["--release", "--workspace"]) },
 ];
+
+/// Runs the study, which is a program of its own as it needs the crates: by its name, so that features are those of the whole
+/// workspace.
+const STUDY: &[&str] = &["run", "--release", "--bin", "study", "--"];
+
+/// Runs the study with arguments.
+pub(crate) fn study(root: &Path, arguments: &[&str]) -> Result<(), Failure> {
+    Ci { root, nextest: false, deny: false }.cargo(&[STUDY, arguments].concat()).map(|_| ())
+}
 
 /// Prints the steps in the order in which they run.
 pub(crate) fn list() {

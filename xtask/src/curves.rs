@@ -1,10 +1,10 @@
 //! Curves in `docs/src/figures`, drawn from the tables of the pages that show them, so that the two cannot disagree.
 
-use crate::chart::{self, Axis, Panel, Series, Style};
-use crate::docs::{Mode, publish};
-use crate::{Failure, docs};
 use std::fs;
 use std::path::Path;
+use xtask::chart::{self, Axis, Panel, Series, Style};
+use xtask::docs::{Mode, publish};
+use xtask::{Failure, docs};
 
 /// A figure of some panels; all have the same lines.
 struct Figure {
@@ -192,7 +192,7 @@ fn logarithmic(values: &[f64]) -> Axis {
 #[cfg(test)]
 mod tests {
     use super::{FIGURES, Line, draw, points};
-    use crate::docs::tables;
+    use xtask::docs::tables;
 
     #[test]
     fn a_line_takes_the_rows_and_columns_that_it_names() {

@@ -7,13 +7,18 @@ use std::path::{Path, PathBuf};
 
 /// Whether generated files are written or only compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
+    /// Files are written.
     Write,
+    /// A file that would change is a failure.
     Check,
 }
 
 /// Writes a generated file, or says that it is out of date.
-pub(crate) fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Failure> {
+///
+/// # Errors
+/// In [`Mode::Check`] if the file would change, else if it cannot be written.
+pub fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Failure> {
     let current = fs::read_to_string(path).unwrap_or_default();
     match mode {
         _ if current == content => Ok(()),
@@ -29,7 +34,7 @@ pub(crate) fn publish(path: &Path, content: &str, mode: Mode) -> Result<(), Fail
 }
 
 /// The page of benchmarks.
-pub(crate) const BENCHMARKS: &str = "docs/src/benchmarks.md";
+pub const BENCHMARKS: &str = "docs/src/benchmarks.md";
 
 /// Where the text between `<!-- begin generated: NAME -->` and `<!-- end generated -->` lies.
 fn generated(page: &str, name: &str) -> Result<Range<usize>, Failure> {
@@ -41,38 +46,48 @@ fn generated(page: &str, name: &str) -> Result<Range<usize>, Failure> {
 }
 
 /// A generated section of a page.
-pub(crate) fn section<'a>(page: &'a str, name: &str) -> Result<&'a str, Failure> {
+///
+/// # Errors
+/// If the page has no such section.
+pub fn section<'a>(page: &'a str, name: &str) -> Result<&'a str, Failure> {
     Ok(&page[generated(page, name)?])
 }
 
 /// Replaces a generated section.
-pub(crate) fn replace_section(page: &str, name: &str, content: &str) -> Result<String, Failure> {
+///
+/// # Errors
+/// If the page has no such section.
+pub fn replace_section(page: &str, name: &str, content: &str) -> Result<String, Failure> {
     let Range { start, end } = generated(page, name)?;
     Ok(format!("{}\n{}\n\n{}", &page[..start], content.trim_end(), &page[end..]))
 }
 
 /// Text as XML has it.
-pub(crate) fn escape(text: &str) -> String {
+#[must_use]
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 /// A table of a page: the heading row first, then the others.
-pub(crate) struct Table<'a> {
+pub struct Table<'a> {
     /// The last heading of the page before it.
-    pub(crate) title: &'a str,
+    pub title: &'a str,
     headings: Vec<&'a str>,
-    pub(crate) rows: Vec<Vec<&'a str>>,
+    /// Their cells.
+    pub rows: Vec<Vec<&'a str>>,
 }
 
 impl Table<'_> {
     /// The heading of the first column.
-    pub(crate) fn heading(&self) -> &str {
+    #[must_use]
+    pub fn heading(&self) -> &str {
         self.headings.first().copied().unwrap_or_default()
     }
 }
 
 /// The tables of a page, in their order.
-pub(crate) fn tables(page: &str) -> Vec<Table<'_>> {
+#[must_use]
+pub fn tables(page: &str) -> Vec<Table<'_>> {
     fn cells(line: &str) -> Vec<&str> {
         line.trim_matches('|').split('|').map(str::trim).collect()
     }
@@ -92,9 +107,12 @@ pub(crate) fn tables(page: &str) -> Vec<Table<'_>> {
 }
 
 /// Checks the relative links of the Markdown files at the root, of the crates and of the book.
-pub(crate) fn check_links(root: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// Names the links that lead nowhere, or the file that cannot be read.
+pub fn check_links(root: &Path) -> Result<(), Failure> {
     let mut pages = Vec::new();
-    for folder in ["", "docs", "crates", "xtask", "models", "benches", "fuzz"] {
+    for folder in ["", "docs", "crates", "study", "xtask", "models", "benches", "fuzz"] {
         collect(&root.join(folder), !folder.is_empty(), &mut pages)?;
     }
     let mut broken = Vec::new();

@@ -3,15 +3,13 @@
 
 mod bars;
 mod bench;
-mod chart;
 mod ci;
 mod codegen;
 mod curves;
-mod docs;
-mod study;
 
 use std::path::Path;
 use std::process::ExitCode;
+use xtask::{Failure, docs};
 
 const USAGE: &str = "\
 Usage: cargo xtask <task>
@@ -24,9 +22,6 @@ Usage: cargo xtask <task>
   bench [NAME...]    run the tables of benches/, all or the named ones, and write them to docs/src/benchmarks.md, with bars
   links              check that every relative link in the Markdown files leads somewhere
 ";
-
-/// Why a task ended early; the message is for people.
-type Failure = String;
 
 fn main() -> ExitCode {
     // The manifest lies in `xtask/`, one below the root of the workspace.
@@ -41,8 +36,7 @@ fn main() -> ExitCode {
         ["ci", steps @ ..] => ci::run(root, steps),
         ["codegen"] => codegen::run(root, docs::Mode::Write),
         ["codegen", "--check"] => codegen::run(root, docs::Mode::Check),
-        ["study"] => study::run(root, docs::Mode::Write),
-        ["study", "--check"] => study::run(root, docs::Mode::Check),
+        ["study", rest @ ..] if matches!(rest, [] | ["--check"]) => ci::study(root, rest),
         ["curves"] => figures(root, docs::Mode::Write),
         ["curves", "--check"] => figures(root, docs::Mode::Check),
         ["bench", names @ ..] => bench::run(root, names),

@@ -1,10 +1,10 @@
 //! QSNR measured block by block on data whose crest factor is known.
 
 use super::sample::Sampler;
-use crate::Failure;
 use quant_core::metrics::{ErrorStats, crest_factor, sqnr_db};
 use quant_core::qsnr::Theory;
 use quant_core::{Format, Shaped, fake_quantize};
+use xtask::Failure;
 
 /// An integer format and a float format of the same size.
 pub(crate) struct Pair {

@@ -1,17 +1,20 @@
 //! "INT v.s. FP" (arXiv 2510.25602) with this code: QSNR over the crest factor, and the formats on known distributions.
+//! `cargo xtask study` runs it.
+#![forbid(unsafe_code)]
 
 mod measure;
 mod sample;
 
-use crate::Failure;
-use crate::chart::{self, Axis, Panel, Series, Style};
-use crate::docs::{Mode, publish, replace_section};
+use xtask::Failure;
+use xtask::chart::{self, Axis, Panel, Series, Style};
+use xtask::docs::{Mode, publish, replace_section};
 
 use measure::{PAIRS, Pair, Point};
 use quant_core::{Format, Layout, NamedFormat};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::process::ExitCode;
 use std::thread::ScopedJoinHandle;
 
 const PAGE: &str = "docs/src/int-vs-fp.md";
@@ -28,8 +31,28 @@ struct Study {
     binned: Vec<Point>,
 }
 
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mode = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => Mode::Write,
+        ["--check"] => Mode::Check,
+        _ => {
+            eprintln!("Usage: study [--check]");
+            return ExitCode::from(2);
+        }
+    };
+    match run(root, mode) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Measures everything and writes the page and the figure, or checks that they would not change.
-pub(crate) fn run(root: &Path, mode: Mode) -> Result<(), Failure> {
+fn run(root: &Path, mode: Mode) -> Result<(), Failure> {
     let (studies, tables) = std::thread::scope(|scope| {
         let tables = scope.spawn(|| Ok::<_, Failure>([("formats", formats()?), ("integers", integers()?)]));
         let studies: Vec<_> = PAIRS.iter().map(|pair| scope.spawn(|| study(pair))).collect();
