@@ -1,7 +1,7 @@
 //! A compressed weight that can be applied.
 
 use crate::kernels::Isa;
-use crate::{Error, Footprint, PackedTensor, PreparedLinear, parallel};
+use crate::{Error, Footprint, PackedTensor, PreparedLinear, TensorView, parallel};
 use std::cell::RefCell;
 use std::fmt::Debug;
 
@@ -23,6 +23,38 @@ pub trait Linear: Debug + Send + Sync {
     /// [`Error::Features`] when `x` is not whole rows, [`Error::OutputLen`] when `y` has another
     /// number of rows.
     fn matmul(&self, x: &[f32], y: &mut [f32]) -> Result<(), Error>;
+
+    /// The same for inputs of any element type, strides and leading axes, such as the f16 tensors of an engine or a
+    /// slice of a larger array: what is not contiguous f32 is gathered and widened first.
+    ///
+    /// ```
+    /// use half::f16;
+    /// use quant_core::{Format, Linear, PackedTensor, Shaped, Tensor};
+    /// let weight: Vec<f32> = (0..8 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+    /// let packed = PackedTensor::encode(Format::INT8, &Shaped::new(&weight, &[8, 64])?)?;
+    /// let x = vec![f16::from_f32(0.5); 2 * 3 * 64];
+    ///
+    /// let mut y = [0.0; 2 * 3 * 8];
+    /// packed.matmul_view(&Shaped::new(&x, &[2, 3, 64])?.view(), &mut y)?;
+    ///
+    /// let mut same = [0.0; 2 * 3 * 8];
+    /// packed.matmul(&[0.5; 2 * 3 * 64], &mut same)?;
+    /// assert_eq!(y, same);
+    /// # Ok::<(), quant_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Linear::matmul`], the last axis of `x` being `in`; as [`TensorView::to_f32`] for values that do not become f32.
+    fn matmul_view(&self, x: &TensorView<'_>, y: &mut [f32]) -> Result<(), Error> {
+        if x.row_len() != self.in_features() {
+            return Err(Error::Features { in_features: self.in_features(), found: x.row_len() });
+        }
+        match x.contiguous_rows(0, x.rows()) {
+            Some(x) => self.matmul(x, y),
+            None => self.matmul(&x.to_f32()?, y),
+        }
+    }
 
     /// The values it multiplies with, row-major `[out, in]`.
     ///

@@ -1,7 +1,7 @@
 //! Whatever lends its elements gives the same codes as the plain copy of them.
 
 use half::{bf16, f16};
-use quant_core::{Error, FloatKind, Format, Overflow, PackedTensor, Rounding, Scalar, Shaped, Tensor};
+use quant_core::{Error, FloatKind, Format, Linear, Overflow, PackedTensor, Rounding, Scalar, Shaped, Tensor};
 
 const ROWS: usize = 5;
 const COLUMNS: usize = 70;
@@ -194,4 +194,37 @@ fn faer_matrices_and_views_are_tensors() {
     let wide =
         Mat::from_fn(ROWS + 2, COLUMNS + 3, |r, c| f64::from(if r < 2 || c < 3 { 99.0 } else { value(r - 2, c - 3) }));
     assert_same_codes("faer of f64, a block", &wide.as_ref().submatrix(2, 3, ROWS, COLUMNS));
+}
+
+#[test]
+fn products_with_any_view_are_those_with_its_copy() {
+    let (plain, columns) = (row_major(), column_major());
+    let weight: Vec<f32> = (0..3 * COLUMNS).map(|i| value(i, 3 * i)).collect();
+    let weight = PackedTensor::encode(Format::INT8, &Shaped::new(&weight, &[3, COLUMNS]).unwrap()).unwrap();
+    let mut want = [0.0; 3 * ROWS];
+    weight.matmul(&plain, &mut want).unwrap();
+    let halves: Vec<f16> = plain.iter().copied().map(f16::from_f32).collect();
+    let brains: Vec<bf16> = plain.iter().copied().map(bf16::from_f32).collect();
+    let doubles: Vec<f64> = plain.iter().copied().map(f64::from).collect();
+    let spaced: Vec<f32> = plain.chunks(COLUMNS).flat_map(|row| row.iter().chain(&[f32::NAN; 2])).copied().collect();
+    let shape = [ROWS, COLUMNS];
+    let views = [
+        ("f32", Shaped::new(&plain, &shape)),
+        ("f16", Shaped::new(&halves, &shape)),
+        ("bf16", Shaped::new(&brains, &[1, ROWS, COLUMNS])),
+        ("f64", Shaped::new(&doubles, &shape)),
+        ("column-major", Shaped::strided(&columns, &shape, &[1, ROWS.cast_signed()])),
+        ("rows apart", Shaped::strided(&spaced, &shape, &[COLUMNS.cast_signed() + 2, 1])),
+    ];
+    for (what, x) in views {
+        let mut y = [0.0; 3 * ROWS];
+        weight.matmul_view(&x.unwrap().view(), &mut y).unwrap();
+        assert_eq!(y, want, "{what}");
+    }
+    let turned = Shaped::new(&plain, &[COLUMNS, ROWS]).unwrap();
+    let refused = weight.matmul_view(&turned.view(), &mut want);
+    assert!(matches!(refused, Err(Error::Features { in_features: COLUMNS, found: ROWS })), "{refused:?}");
+    let infinite = [f16::INFINITY; COLUMNS];
+    let refused = weight.matmul_view(&Shaped::new(&infinite, &[1, COLUMNS]).unwrap().view(), &mut want[..3]);
+    assert!(matches!(refused, Err(Error::NonFinite { index: 0, .. })), "{refused:?}");
 }
