@@ -1,4 +1,5 @@
-//! Decompositions for quantization methods: f64, deterministic, on [faer](https://docs.rs/faer).
+//! Decompositions for quantization methods: deterministic, on [faer](https://docs.rs/faer), in f64 but for
+//! [`randomized_svd_f32`].
 //!
 //! Matrices come in as [`ndarray`] views of any layout and go out as row-major arrays. What GPTQ divides by, what low-rank methods
 //! truncate and what rotations are drawn from is computed here and nowhere else.

@@ -175,7 +175,7 @@ impl CustomOp3 for RoundRows {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation, reason = "made-up numbers are small")]
+#[expect(clippy::cast_possible_truncation, reason = "made-up numbers are small")]
 mod tests {
     use super::*;
     use quant_core::{IntRule, Scale, ScaleType};

@@ -121,7 +121,7 @@ impl Clip {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation, reason = "made-up numbers are small")]
+#[expect(clippy::cast_possible_truncation, reason = "made-up numbers are small")]
 mod tests {
     use super::*;
 

@@ -4,188 +4,31 @@
 //! | step | here |
 //! |---|---|
 //! | weights clipped and rounded, γ and β of each group | `clip.rs` |
-//! | keys and values through two-dimensional quantization, attention over the past only | `../layer/past.rs` |
+//! | keys and values through two-dimensional quantization, attention over the past only | `past.rs`, `../layer/past.rs` |
 //! | the loss over several blocks, its gradient, the best parameters seen | this file |
 //! | AdamW | `adam.rs` |
+//! | settings, mean absolute error or mean square | `settings.rs` |
 
 mod adam;
 mod clip;
+mod past;
+mod settings;
+
+pub use past::{PastRounding, StreamRounding};
+pub use settings::{Loss, Reconstruction};
 
 use crate::layer::graph::{Frame, Tap, Traced};
-use crate::layer::past::{Past, TwoDim};
-use crate::ops::{self, Rows};
+use crate::ops;
 use crate::{Error, Layer, Stream};
 use adam::Adam;
 use candle_core::{Device, Tensor, Var};
 use clip::Clip;
-use quant_core::{Element, Format, IntRule};
+use past::Smoothing;
+use quant_core::Format;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// How parameters of a block are learned.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Reconstruction {
-    /// Blocks whose outputs count together: the one that is learned, and those behind it, in full precision. 1 is
-    /// reconstruction of the block's own output.
-    pub blocks: usize,
-    /// What is made small.
-    pub loss: Loss,
-    /// Passes over the texts; none leaves the parameters at their start.
-    pub epochs: usize,
-    /// Step of AdamW for γ and β.
-    pub clip_rate: f64,
-    /// Step of AdamW for the logarithm of scales, and for shifts in units of the scale that they started with.
-    pub smoothing_rate: f64,
-    /// Of the order of the texts.
-    pub seed: u64,
-}
-
-impl Default for Reconstruction {
-    /// Five blocks, mean absolute error, five passes.
-    fn default() -> Self {
-        Self { blocks: 5, loss: Loss::Mae, epochs: 5, clip_rate: 5e-3, smoothing_rate: 1e-3, seed: 0 }
-    }
-}
-
-/// The error of outputs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Loss {
-    /// Mean magnitude: an outlier counts as much as it is off.
-    #[default]
-    Mae,
-    /// Mean square.
-    Mse,
-}
-
-impl Loss {
-    /// The loss, and its gradient with respect to `found`.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "means in f64, rounded once")]
-    fn of(self, found: &[f32], wanted: &[f32]) -> (f64, Vec<f32>) {
-        let count = found.len().max(1) as f64;
-        let differences = found.iter().zip(wanted).map(|(x, y)| f64::from(*x) - f64::from(*y));
-        let value = differences.clone().map(|d| if self == Self::Mae { d.abs() } else { d * d }).sum::<f64>() / count;
-        let slope = |d: f64| match self {
-            Self::Mae if d == 0.0 => 0.0,
-            Self::Mae => (d.signum() / count) as f32,
-            Self::Mse => (2.0 * d / count) as f32,
-        };
-        (value, differences.map(slope).collect())
-    }
-}
-
-impl Reconstruction {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadSetting`].
-    pub fn validate(&self) -> Result<(), Error> {
-        let bad = |name, value: String, expected| Err(Error::BadSetting { name, value, expected });
-        if !(1..=1 << 10).contains(&self.blocks) {
-            return bad("blocks", self.blocks.to_string(), "from 1 to 1024");
-        }
-        if self.epochs > 1 << 16 {
-            return bad("epochs", self.epochs.to_string(), "at most 65536");
-        }
-        for (name, rate) in [("clip_rate", self.clip_rate), ("smoothing_rate", self.smoothing_rate)] {
-            if !(0.0..=1.0).contains(&rate) {
-                return bad(name, rate.to_string(), "from 0 to 1");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Two-dimensional quantization of one stream of a block's cache: channels are shifted and scaled, then rounded by token
-/// and group.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StreamRounding {
-    /// Of the shifted and scaled row: integers above the least value of a group, [`IntRule::FloatMin`].
-    pub format: Format,
-    /// One a channel.
-    pub shift: Vec<f32>,
-    /// One a channel, positive.
-    pub scale: Vec<f32>,
-}
-
-/// What attention reads of earlier tokens.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PastRounding {
-    /// Of keys, after the rotary turn.
-    pub keys: StreamRounding,
-    /// Of values.
-    pub values: StreamRounding,
-    /// First tokens that are kept as they are.
-    pub sinks: usize,
-    /// Newest earlier tokens that are; each token reads itself as it is.
-    pub window: usize,
-}
-
-impl PastRounding {
-    /// Runs a layer over texts: each token reads itself unrounded and earlier tokens as the cache gives them back.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotDifferentiable`] for layers that are none of a dense transformer, [`Error::WeightShape`] and
-    /// [`Error::BadSetting`] for parameters that are not the layer's.
-    pub fn forward(&self, layer: &Layer, stream: &Stream) -> Result<Stream, Error> {
-        self.check(layer)?;
-        let mut out = Vec::with_capacity(stream.tokens() * stream.width());
-        for text in texts(layer, std::slice::from_ref(stream))? {
-            let frame = self.frame(layer, text.dim(0)?, &self.tensors()?)?;
-            let traced = trace(layer, &text, &frame)?;
-            ops::read(&traced.out.contiguous()?, |rows| out.extend_from_slice(rows))?;
-        }
-        Ok(stream.with_rows(Rows::new(out, stream.width())?))
-    }
-
-    fn check(&self, layer: &Layer) -> Result<(), Error> {
-        let config = layer.config();
-        let channels = config.kv_heads * config.head_dim;
-        for (name, of) in [("keys", &self.keys), ("values", &self.values)] {
-            for (part, values) in [("shift", &of.shift), ("scale", &of.scale)] {
-                let name = format!("{part} of {name} of layer {}", layer.index());
-                if values.len() != channels {
-                    let (expected, found) = (vec![channels], vec![values.len()]);
-                    return Err(Error::WeightShape { name, expected, found });
-                }
-                let unusable = |x: f32| !x.is_finite() || (part == "scale" && x <= 0.0);
-                if let Some((index, &value)) = values.iter().enumerate().find(|(_, x)| unusable(**x)) {
-                    return Err(Error::NonFiniteWeight { name, index, value });
-                }
-            }
-            if !matches!(of.format.element, Element::Int { rule: IntRule::FloatMin, .. }) {
-                let expected = "integers above the least value of a group, such as int4-min";
-                let value = of.format.to_string();
-                return Err(Error::BadSetting { name: "format of a cache with learned scales", value, expected });
-            }
-        }
-        Ok(())
-    }
-
-    /// Shifts and scales of keys, then of values.
-    fn tensors(&self) -> Result<[Tensor; 4], Error> {
-        let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu);
-        let Self { keys, values, .. } = self;
-        Ok([tensor(&keys.shift)?, tensor(&keys.scale)?, tensor(&values.shift)?, tensor(&values.scale)?])
-    }
-
-    /// The frame of a text in which these tensors shift and scale.
-    fn frame<'a>(&self, layer: &'a Layer, tokens: usize, parameters: &[Tensor; 4]) -> Result<Frame<'a>, Error> {
-        let config = layer.config();
-        let [key_shift, key_scale, value_shift, value_scale] = parameters.clone();
-        let of = |format, shift, scale| TwoDim { format, shift, scale, dim: config.head_dim };
-        let streams = [of(self.keys.format, key_shift, key_scale), of(self.values.format, value_shift, value_scale)];
-        let group = config.heads / config.kv_heads.max(1);
-        let mut frame = frame(layer, tokens)?;
-        frame.past = Some(Past::new(streams, [self.sinks, self.window], group, tokens)?);
-        Ok(frame)
-    }
-}
 
 fn frame(layer: &Layer, tokens: usize) -> Result<Frame<'_>, Error> {
     let mut frame = Frame::new(layer.config(), tokens, 1)?;
@@ -273,48 +116,6 @@ struct Flows {
 struct Gradients {
     clips: Vec<[Vec<f64>; 2]>,
     past: Option<[Vec<f32>; 4]>,
-}
-
-/// The logarithms of scales over those of the start, and shifts from the start in units of the scale there: one rate fits
-/// channels of all sizes.
-struct Smoothing {
-    start: PastRounding,
-    /// In the order of [`PastRounding::tensors`].
-    moved: [Vec<f64>; 4],
-    adam: [Adam; 4],
-}
-
-impl Smoothing {
-    fn new(start: &PastRounding, rate: f64) -> Self {
-        let lists = [&start.keys.shift, &start.keys.scale, &start.values.shift, &start.values.scale];
-        let moved = lists.map(|list| vec![0.0; list.len()]);
-        Self { start: start.clone(), moved, adam: lists.map(|list| Adam::new(rate, list.len())) }
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "parameters are used as f32")]
-    fn parameters(&self) -> PastRounding {
-        let mut past = self.start.clone();
-        let [key_shift, key_scale, value_shift, value_scale] = &self.moved;
-        let streams = [(&mut past.keys, key_shift, key_scale), (&mut past.values, value_shift, value_scale)];
-        for (stream, shift, scale) in streams {
-            for (x, (by, unit)) in stream.shift.iter_mut().zip(shift.iter().zip(&stream.scale)) {
-                *x = (f64::from(*x) + by * f64::from(*unit)) as f32;
-            }
-            stream.scale.iter_mut().zip(scale).for_each(|(x, by)| *x = (f64::from(*x) * by.exp()) as f32);
-        }
-        past
-    }
-
-    fn step(&mut self, gradients: &[Vec<f32>; 4]) {
-        let now = self.parameters();
-        // ∂shift/∂moved is the scale of the start, ∂scale/∂moved the scale.
-        let units = [&self.start.keys.scale, &now.keys.scale, &self.start.values.scale, &now.values.scale];
-        for (((moved, adam), gradient), unit) in self.moved.iter_mut().zip(&mut self.adam).zip(gradients).zip(units) {
-            let chained: Vec<f64> =
-                gradient.iter().zip(unit).map(|(g, unit)| f64::from(*g) * f64::from(*unit)).collect();
-            adam.step(moved, &chained);
-        }
-    }
 }
 
 impl RoundedBlock {
@@ -627,29 +428,5 @@ mod tests {
         }
         let after = block.mean_loss(&following, &texts, Loss::Mse).unwrap();
         assert!(after < 0.95 * before, "{before} became {after}");
-    }
-
-    /// The cosine of a gradient with the one without an outlier, both without the outlier's own element.
-    fn share_kept(loss: Loss) -> f64 {
-        let wanted: Vec<f32> = (0..512_u16).map(|at| f32::from(at % 7) - 3.0).collect();
-        let found: Vec<f32> = wanted.iter().enumerate().map(|(at, x)| x + [0.5, -0.25, 0.125][at % 3]).collect();
-        let mut with = found.clone();
-        with[77] = wanted[77] + 1000.0 * (found[77] - wanted[77]);
-        let ((_, clean), (_, spoilt)) = (loss.of(&found, &wanted), loss.of(&with, &wanted));
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        dot(&clean, &spoilt) / (dot(&clean, &clean) * dot(&spoilt, &spoilt)).sqrt()
-    }
-
-    #[test]
-    fn an_outlier_of_one_output_takes_over_the_gradient_of_squares_and_not_of_magnitudes() {
-        assert!(share_kept(Loss::Mae) > 0.9, "{}", share_kept(Loss::Mae));
-        assert!(share_kept(Loss::Mse) < 0.3, "{}", share_kept(Loss::Mse));
-    }
-
-    #[test]
-    fn gradients_of_losses_are_their_slopes() {
-        let (found, wanted) = ([1.0_f32, -2.0, 0.5, 0.0], [0.5_f32, -1.0, 0.5, 3.0]);
-        assert_eq!(Loss::Mae.of(&found, &wanted), (1.125, vec![0.25, -0.25, 0.0, -0.25]));
-        assert_eq!(Loss::Mse.of(&found, &wanted), (2.5625, vec![0.25, -0.5, 0.0, -1.5]));
     }
 }
