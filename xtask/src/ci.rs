@@ -35,6 +35,11 @@ const STEPS: &[Step] = &[
     Step { name: "rustdoc", summary: "the documentation builds without warnings", run: |ci| ci.rustdoc() },
     Step { name: "build", summary: "the workspace builds", run: |ci| ci.cargo(&["build", "--release", "--workspace"]) },
     Step {
+        name: "aarch64",
+        summary: "the workspace compiles for aarch64 (where its standard library is installed)",
+        run: |ci| ci.aarch64(),
+    },
+    Step {
         name: "generated",
         summary: "generated kernels, pages and figures are up to date",
         run: |ci| {
@@ -158,6 +163,17 @@ impl Ci<'_> {
             return self.cargo(&["deny", "--all-features", "check", "licenses", "bans", "sources"]);
         }
         println!("cargo-deny is not installed; nothing checked");
+        Ok(Counts::default())
+    }
+
+    fn aarch64(&self) -> Result<Counts, Failure> {
+        const TARGET: &str = "aarch64-unknown-linux-gnu";
+        let folder = Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
+        let folder = folder.map_err(|error| format!("rustc does not start: {error}"))?;
+        if Path::new(String::from_utf8_lossy(&folder.stdout).trim()).is_dir() {
+            return self.cargo(&["check", "--workspace", "--all-features", "--all-targets", "--target", TARGET]);
+        }
+        println!("{TARGET} is not installed; nothing checked");
         Ok(Counts::default())
     }
 

@@ -2,7 +2,10 @@
 //!
 //! The bodies are plain Rust and the same for all: sums have a fixed number of partial sums and nothing is contracted,
 //! so that every instruction set gives the same bits.
-#![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")
+)]
 
 use crate::generated::isa::for_each_isa;
 

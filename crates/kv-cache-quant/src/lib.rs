@@ -54,13 +54,16 @@ mod layer;
 mod lines;
 mod method;
 mod pack;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "attention on codes reads it"))]
 mod packed;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "attention on codes reads it"))]
 mod pages;
 mod positions;
 mod precision;
 mod ring;
 mod rope;
 mod save;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "attention on codes reads it"))]
 mod side;
 
 pub use attend::{Attention, Mask, Workspace};

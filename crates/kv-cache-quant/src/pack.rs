@@ -1,7 +1,10 @@
 //! Sealing rows of integers with a least value, and halving codes, in vectors.
 //!
 //! What is common goes through here and gives the bits of the plain definitions; what is not is left to them.
-#![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")
+)]
 
 use crate::generated::isa::for_each_isa;
 use half::f16;

@@ -141,7 +141,7 @@ type Gemm<I> = unsafe extern "C" fn(
 );
 
 fn letter(letter: u8) -> c_char {
-    letter.cast_signed()
+    c_char::from_ne_bytes([letter])
 }
 
 impl Lapack {

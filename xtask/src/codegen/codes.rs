@@ -386,7 +386,7 @@ fn implementation(lanes: &str, cfg: &str, batches: &[usize], features: Option<&s
 
 const TABLE: &str = "//! The products, for each instruction set, and for each kind of codes.
 
-#[cfg(target_arch = \"x86_64\")]
+#[cfg(any(target_arch = \"x86_64\", target_arch = \"aarch64\"))]
 use super::isa::*;
 use super::codes::{self, Kind};
 use super::lanes::{Lanes, Plain};

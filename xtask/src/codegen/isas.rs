@@ -7,7 +7,8 @@ pub(super) struct Isa {
     pub(super) name: &'static str,
     doc: &'static str,
     arch: &'static str,
-    /// What the steps of encoding and decoding need.
+    /// What the steps of encoding and decoding need; nothing where every CPU of the target has it, and the portable steps are
+    /// compiled for it as they are.
     pub(super) features: &'static [&'static str],
     /// Sixteen lanes of 32 bits, which products are written over.
     pub(super) lanes: Lanes,
@@ -34,6 +35,11 @@ impl Isa {
     /// What templates name.
     fn values(&self) -> [(&'static str, &'static str); 4] {
         [("name", self.name), ("doc", self.doc), ("arch", self.arch), ("lanes", self.lanes.name)]
+    }
+
+    /// One of two texts, by the architecture.
+    pub(super) fn pick<'a>(&self, x86: &'a str, neon: &'a str) -> &'a str {
+        if self.arch == "x86_64" { x86 } else { neon }
     }
 
     /// Leaves out an item where there is no such processor.
@@ -64,6 +70,14 @@ pub(super) const ISAS: &[Isa] = &[
                 ("load16", "_mm256_loadu_si256"), ("load8", "_mm_loadu_si128")],
         },
     },
+    Isa {
+        name: "Neon", doc: "aarch64 with NEON, which all of them have; products need its dot products of bytes as well.", arch: "aarch64",
+        features: &[],
+        lanes: Lanes {
+            name: "NeonLanes", features: &["neon", "dotprod"],
+            registers: 4, floats: "float32x4_t", ints: "uint32x4_t", batches: &[2, 1], words: &[],
+        },
+    },
 ];
 
 /// Features as `#[target_feature]` takes them.
@@ -83,7 +97,8 @@ pub(super) fn write() -> String {
     let tokens = ISAS.iter().map(|isa| {
         let of = |suffix: &str, what: &str, features: &[&str]| {
             let detector = if isa.arch == "x86_64" { "is_x86_feature_detected" } else { "is_aarch64_feature_detected" };
-            let found: Vec<_> = features.iter().map(|name| format!("std::arch::{detector}!(\"{name}\")")).collect();
+            let found = features.iter().map(|name| format!("std::arch::{detector}!(\"{name}\")"));
+            let found: Vec<String> = std::iter::once("!cfg!(miri)".to_owned()).chain(found).collect();
             let values = [("suffix", suffix), ("what", what), ("found", &found.join(" && "))];
             fill(TOKEN, &[&isa.values()[..], &values].concat())
         };
@@ -118,7 +133,7 @@ impl $name$suffix {
     /// A value, when the running CPU has all features.
     pub(crate) fn detect() -> Option<&'static Self> {
         static TOKEN: $name$suffix = $name$suffix(());
-        (!cfg!(miri) && $found).then_some(&TOKEN)
+        ($found).then_some(&TOKEN)
     }
 }
 
@@ -164,7 +179,7 @@ $tokens";
 /// A macro that compiles a function for every instruction set, for loops that are plain Rust.
 pub(super) fn write_macro() -> String {
     let each = |template: &str| -> String {
-        let filled = ISAS.iter().map(|isa| {
+        let filled = ISAS.iter().filter(|isa| !isa.features.is_empty()).map(|isa| {
             let (function, features) = (isa.name.to_lowercase(), list(isa.features));
             fill(template, &[&isa.values()[..], &[("function", function.as_str()), ("features", &features)]].concat())
         });

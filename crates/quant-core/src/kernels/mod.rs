@@ -14,7 +14,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod column;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 alone reads it"))]
 mod decode;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 alone reads it"))]
 mod encode;
 mod generated {
     pub(super) mod codes;
@@ -23,6 +25,9 @@ mod generated {
     pub(super) mod products;
     pub(super) mod steps;
 }
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AVX-512 alone reads it"))]
 mod ops;
 mod product;
 pub(crate) mod tiles;

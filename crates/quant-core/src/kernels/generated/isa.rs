@@ -18,11 +18,13 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL, and BMI2; products need VNNI as well.
     Avx512,
+    /// aarch64 with NEON, which all of them have; products need its dot products of bytes as well.
+    Neon,
 }
 
 impl Isa {
     /// Every way, the plainest first.
-    pub const ALL: [Self; 4] = [Self::Reference, Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Reference, Self::Portable, Self::Avx2, Self::Avx512, Self::Neon];
 
     /// The steps in the instructions of this way, if this CPU has them.
     pub(crate) fn steps(self) -> Option<&'static dyn Backend> {
@@ -36,11 +38,21 @@ impl Isa {
             Self::Avx512 => Some(Avx512::detect()?),
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512 => None,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => Some(Neon::detect()?),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => None,
         }
     }
 
     /// The products of this way, or the next plainer ones that the CPU has.
     pub(crate) fn products(self) -> &'static dyn Products {
+        #[cfg(target_arch = "aarch64")]
+        if matches!(self, Self::Neon)
+            && let Some(lanes) = NeonLanes::detect()
+        {
+            return lanes;
+        }
         #[cfg(target_arch = "x86_64")]
         if matches!(self, Self::Avx512)
             && let Some(lanes) = Avx512Lanes::detect()
@@ -125,6 +137,37 @@ impl Avx512Lanes {
             && std::arch::is_x86_feature_detected!("avx512dq")
             && std::arch::is_x86_feature_detected!("avx512vl")
             && std::arch::is_x86_feature_detected!("avx512vnni"))
+        .then_some(&TOKEN)
+    }
+}
+
+/// Proof that the running CPU has what the steps of encoding and decoding are compiled for.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neon(());
+
+#[cfg(target_arch = "aarch64")]
+impl Neon {
+    /// A value, when the running CPU has all features.
+    pub(crate) fn detect() -> Option<&'static Self> {
+        static TOKEN: Neon = Neon(());
+        (!cfg!(miri)).then_some(&TOKEN)
+    }
+}
+
+/// Proof that the running CPU has what the products are compiled for.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NeonLanes(());
+
+#[cfg(target_arch = "aarch64")]
+impl NeonLanes {
+    /// A value, when the running CPU has all features.
+    pub(crate) fn detect() -> Option<&'static Self> {
+        static TOKEN: NeonLanes = NeonLanes(());
+        (!cfg!(miri)
+            && std::arch::is_aarch64_feature_detected!("neon")
+            && std::arch::is_aarch64_feature_detected!("dotprod"))
         .then_some(&TOKEN)
     }
 }

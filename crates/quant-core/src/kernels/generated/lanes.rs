@@ -2,10 +2,14 @@
 
 //! Sixteen lanes of 32 bits: what the products need of an instruction set.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::isa::*;
+#[cfg(target_arch = "aarch64")]
+use crate::kernels::neon;
 use crate::kernels::tiles::Line;
 use half::{bf16, f16};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -542,8 +546,9 @@ impl Lanes for Avx2Lanes {
 
     #[inline(always)]
     fn prefetch<T>(self, from: &[T], ahead: usize) {
+        let address = from.as_ptr().cast::<i8>().wrapping_add(ahead);
         // SAFETY: a prefetch reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(ahead)) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
     }
 }
 
@@ -749,7 +754,399 @@ impl Lanes for Avx512Lanes {
 
     #[inline(always)]
     fn prefetch<T>(self, from: &[T], ahead: usize) {
+        let address = from.as_ptr().cast::<i8>().wrapping_add(ahead);
         // SAFETY: a prefetch reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast::<i8>().wrapping_add(ahead)) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Lanes for NeonLanes {
+    type Floats = [float32x4_t; 4];
+    type Ints = [uint32x4_t; 4];
+    type Table = [float32x4_t; 4];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe { [vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x)] }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [vld1q_f32(x.as_ptr()), vld1q_f32(x[4..].as_ptr()), vld1q_f32(x[8..].as_ptr()), vld1q_f32(x[12..].as_ptr())]
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::Floats, out: &mut [f32; 16]) {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            vst1q_f32(out.as_mut_ptr(), x[0]);
+            vst1q_f32(out[4..].as_mut_ptr(), x[1]);
+            vst1q_f32(out[8..].as_mut_ptr(), x[2]);
+            vst1q_f32(out[12..].as_mut_ptr(), x[3])
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe { [vaddq_f32(a[0], b[0]), vaddq_f32(a[1], b[1]), vaddq_f32(a[2], b[2]), vaddq_f32(a[3], b[3])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe { [vmulq_f32(a[0], b[0]), vmulq_f32(a[1], b[1]), vmulq_f32(a[2], b[2]), vmulq_f32(a[3], b[3])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vfmaq_f32(c[0], a[0], b[0]),
+                vfmaq_f32(c[1], a[1], b[1]),
+                vfmaq_f32(c[2], a[2], b[2]),
+                vfmaq_f32(c[3], a[3], b[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn line(self, line: &Line) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vreinterpretq_u32_u8(vld1q_u8(line.0.as_ptr())),
+                vreinterpretq_u32_u8(vld1q_u8(line.0[16..].as_ptr())),
+                vreinterpretq_u32_u8(vld1q_u8(line.0[32..].as_ptr())),
+                vreinterpretq_u32_u8(vld1q_u8(line.0[48..].as_ptr())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn store_line(self, x: Self::Ints, out: &mut Line) {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            vst1q_u8(out.0.as_mut_ptr(), vreinterpretq_u8_u32(x[0]));
+            vst1q_u8(out.0[16..].as_mut_ptr(), vreinterpretq_u8_u32(x[1]));
+            vst1q_u8(out.0[32..].as_mut_ptr(), vreinterpretq_u8_u32(x[2]));
+            vst1q_u8(out.0[48..].as_mut_ptr(), vreinterpretq_u8_u32(x[3]))
+        }
+    }
+
+    #[inline(always)]
+    fn int(self, x: i32) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vdupq_n_u32(x.cast_unsigned()),
+                vdupq_n_u32(x.cast_unsigned()),
+                vdupq_n_u32(x.cast_unsigned()),
+                vdupq_n_u32(x.cast_unsigned()),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn plus(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe { [vaddq_u32(a[0], b[0]), vaddq_u32(a[1], b[1]), vaddq_u32(a[2], b[2]), vaddq_u32(a[3], b[3])] }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe { [vandq_u32(a[0], b[0]), vandq_u32(a[1], b[1]), vandq_u32(a[2], b[2]), vandq_u32(a[3], b[3])] }
+    }
+
+    #[inline(always)]
+    fn select(self, mask: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vbslq_u32(mask[0], a[0], b[0]),
+                vbslq_u32(mask[1], a[1], b[1]),
+                vbslq_u32(mask[2], a[2], b[2]),
+                vbslq_u32(mask[3], a[3], b[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn right(self, x: Self::Ints, bits: u32) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            let by = vdupq_n_s32(-bits.cast_signed());
+            [vshlq_u32(x[0], by), vshlq_u32(x[1], by), vshlq_u32(x[2], by), vshlq_u32(x[3], by)]
+        }
+    }
+
+    #[inline(always)]
+    fn rotate(self, x: Self::Ints, bits: u32) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            let (right, left) = (vdupq_n_s32(-bits.cast_signed()), vdupq_n_s32(32 - bits.cast_signed()));
+            [
+                vorrq_u32(vshlq_u32(x[0], right), vshlq_u32(x[0], left)),
+                vorrq_u32(vshlq_u32(x[1], right), vshlq_u32(x[1], left)),
+                vorrq_u32(vshlq_u32(x[2], right), vshlq_u32(x[2], left)),
+                vorrq_u32(vshlq_u32(x[3], right), vshlq_u32(x[3], left)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, x: Self::Ints) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vcvtq_f32_s32(vreinterpretq_s32_u32(x[0])),
+                vcvtq_f32_s32(vreinterpretq_s32_u32(x[1])),
+                vcvtq_f32_s32(vreinterpretq_s32_u32(x[2])),
+                vcvtq_f32_s32(vreinterpretq_s32_u32(x[3])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn signed_byte(self, x: Self::Ints, index: u32) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            let by = vdupq_n_s32(24 - 8 * index.cast_signed());
+            [
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vreinterpretq_s32_u32(vshlq_u32(x[0], by)))),
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vreinterpretq_s32_u32(vshlq_u32(x[1], by)))),
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vreinterpretq_s32_u32(vshlq_u32(x[2], by)))),
+                vcvtq_f32_s32(vshrq_n_s32::<24>(vreinterpretq_s32_u32(vshlq_u32(x[3], by)))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn table(self, values: &[f32; 16]) -> Self::Table {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vld1q_f32(values.as_ptr()),
+                vld1q_f32(values[4..].as_ptr()),
+                vld1q_f32(values[8..].as_ptr()),
+                vld1q_f32(values[12..].as_ptr()),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: Self::Table, index: Self::Ints) -> Self::Floats {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            let all = uint8x16x4_t(
+                vreinterpretq_u8_f32(table[0]),
+                vreinterpretq_u8_f32(table[1]),
+                vreinterpretq_u8_f32(table[2]),
+                vreinterpretq_u8_f32(table[3]),
+            );
+            // Where the four bytes of an entry are.
+            let (entry, bytes) = (vdupq_n_u32(15), vdupq_n_u32(0x0302_0100));
+            [
+                vreinterpretq_f32_u8(vqtbl4q_u8(
+                    all,
+                    vreinterpretq_u8_u32(vmlaq_n_u32(bytes, vandq_u32(index[0], entry), 0x0404_0404)),
+                )),
+                vreinterpretq_f32_u8(vqtbl4q_u8(
+                    all,
+                    vreinterpretq_u8_u32(vmlaq_n_u32(bytes, vandq_u32(index[1], entry), 0x0404_0404)),
+                )),
+                vreinterpretq_f32_u8(vqtbl4q_u8(
+                    all,
+                    vreinterpretq_u8_u32(vmlaq_n_u32(bytes, vandq_u32(index[2], entry), 0x0404_0404)),
+                )),
+                vreinterpretq_f32_u8(vqtbl4q_u8(
+                    all,
+                    vreinterpretq_u8_u32(vmlaq_n_u32(bytes, vandq_u32(index[3], entry), 0x0404_0404)),
+                )),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn byte_table(self, values: &[u8; 16]) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vreinterpretq_u32_u8(vld1q_u8(values.as_ptr())),
+                vreinterpretq_u32_u8(vld1q_u8(values.as_ptr())),
+                vreinterpretq_u32_u8(vld1q_u8(values.as_ptr())),
+                vreinterpretq_u32_u8(vld1q_u8(values.as_ptr())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn lookup_bytes(self, table: Self::Ints, index: Self::Ints) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(table[0]), vreinterpretq_u8_u32(index[0]))),
+                vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(table[1]), vreinterpretq_u8_u32(index[1]))),
+                vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(table[2]), vreinterpretq_u8_u32(index[2]))),
+                vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(table[3]), vreinterpretq_u8_u32(index[3]))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn plus_bytes(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(a[0]), vreinterpretq_u8_u32(b[0]))),
+                vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(a[1]), vreinterpretq_u8_u32(b[1]))),
+                vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(a[2]), vreinterpretq_u8_u32(b[2]))),
+                vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(a[3]), vreinterpretq_u8_u32(b[3]))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn repeat_bytes(self, bytes: &[u8; 16]) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            [
+                vmulq_n_u32(neon::widen(bytes.as_ptr()), 0x0101_0101),
+                vmulq_n_u32(neon::widen(bytes[4..].as_ptr()), 0x0101_0101),
+                vmulq_n_u32(neon::widen(bytes[8..].as_ptr()), 0x0101_0101),
+                vmulq_n_u32(neon::widen(bytes[12..].as_ptr()), 0x0101_0101),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: Self::Ints, bytes: Self::Ints, x: i32) -> Self::Ints {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            // Bytes less 128 are signed; 128 times the sum of the inputs is added apart.
+            let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
+            let (less, top) = (neon::dot(vdupq_n_s32(0), vdupq_n_s8(i8::MIN), x), vdupq_n_u8(0x80));
+            [
+                vreinterpretq_u32_s32(neon::dot(
+                    vsubq_s32(vreinterpretq_s32_u32(sum[0]), less),
+                    vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_u32(bytes[0]), top)),
+                    x,
+                )),
+                vreinterpretq_u32_s32(neon::dot(
+                    vsubq_s32(vreinterpretq_s32_u32(sum[1]), less),
+                    vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_u32(bytes[1]), top)),
+                    x,
+                )),
+                vreinterpretq_u32_s32(neon::dot(
+                    vsubq_s32(vreinterpretq_s32_u32(sum[2]), less),
+                    vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_u32(bytes[2]), top)),
+                    x,
+                )),
+                vreinterpretq_u32_s32(neon::dot(
+                    vsubq_s32(vreinterpretq_s32_u32(sum[3]), less),
+                    vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_u32(bytes[3]), top)),
+                    x,
+                )),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn small_floats(self, line: &Line, wide: bool) -> [Self::Floats; 4] {
+        // SAFETY: a value of `Self` proves the features, and references hold what is read or written.
+        unsafe {
+            let half = |x| {
+                if wide {
+                    vandq_u16(x, vdupq_n_u16(0xff00))
+                } else {
+                    vorrq_u16(vandq_u16(vshrq_n_u16::<1>(x), vdupq_n_u16(0x3f80)), vandq_u16(x, vdupq_n_u16(0x8000)))
+                }
+            };
+            let codes = |part: usize| vreinterpretq_u16_u8(vld1q_u8(line.0[16 * part..].as_ptr()));
+            let floats = |x: [uint16x8_t; 2]| {
+                [
+                    neon::halves(vget_low_u16(x[0])),
+                    neon::halves(vget_high_u16(x[0])),
+                    neon::halves(vget_low_u16(x[1])),
+                    neon::halves(vget_high_u16(x[1])),
+                ]
+            };
+            let [first, second] = [[codes(0), codes(1)], [codes(2), codes(3)]];
+            let even = |x: [uint16x8_t; 2]| floats(x.map(|x| half(vshlq_n_u16::<8>(x))));
+            let odd = |x: [uint16x8_t; 2]| floats(x.map(half));
+            [even(first), odd(first), even(second), odd(second)]
+        }
+    }
+
+    #[inline(always)]
+    fn scales(self, codec: Codec, bytes: &[u8]) -> Self::Floats {
+        let bytes = &bytes[..codec.bytes()];
+        // SAFETY: a value of `Self` proves the features; the slice holds sixteen scales of this codec.
+        unsafe {
+            match codec {
+                Codec::F32 => [
+                    vld1q_f32(bytes.as_ptr().cast()),
+                    vld1q_f32(bytes[16..].as_ptr().cast()),
+                    vld1q_f32(bytes[32..].as_ptr().cast()),
+                    vld1q_f32(bytes[48..].as_ptr().cast()),
+                ],
+                Codec::F16 => [
+                    neon::halves(vld1_u16(bytes.as_ptr().cast())),
+                    neon::halves(vld1_u16(bytes[8..].as_ptr().cast())),
+                    neon::halves(vld1_u16(bytes[16..].as_ptr().cast())),
+                    neon::halves(vld1_u16(bytes[24..].as_ptr().cast())),
+                ],
+                Codec::Bf16 => [
+                    vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(bytes.as_ptr().cast()))),
+                    vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(bytes[8..].as_ptr().cast()))),
+                    vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(bytes[16..].as_ptr().cast()))),
+                    vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(bytes[24..].as_ptr().cast()))),
+                ],
+                Codec::E8m0 => [
+                    vreinterpretq_f32_u32(vmaxq_u32(
+                        vshlq_n_u32::<23>(neon::widen(bytes.as_ptr().cast())),
+                        vdupq_n_u32(1 << 22),
+                    )),
+                    vreinterpretq_f32_u32(vmaxq_u32(
+                        vshlq_n_u32::<23>(neon::widen(bytes[4..].as_ptr().cast())),
+                        vdupq_n_u32(1 << 22),
+                    )),
+                    vreinterpretq_f32_u32(vmaxq_u32(
+                        vshlq_n_u32::<23>(neon::widen(bytes[8..].as_ptr().cast())),
+                        vdupq_n_u32(1 << 22),
+                    )),
+                    vreinterpretq_f32_u32(vmaxq_u32(
+                        vshlq_n_u32::<23>(neon::widen(bytes[12..].as_ptr().cast())),
+                        vdupq_n_u32(1 << 22),
+                    )),
+                ],
+                Codec::E4m3 => [
+                    neon::halves(vmovn_u32(vshlq_n_u32::<7>(neon::widen(bytes.as_ptr().cast())))),
+                    neon::halves(vmovn_u32(vshlq_n_u32::<7>(neon::widen(bytes[4..].as_ptr().cast())))),
+                    neon::halves(vmovn_u32(vshlq_n_u32::<7>(neon::widen(bytes[8..].as_ptr().cast())))),
+                    neon::halves(vmovn_u32(vshlq_n_u32::<7>(neon::widen(bytes[12..].as_ptr().cast())))),
+                ],
+                Codec::Byte => [
+                    vcvtq_f32_u32(neon::widen(bytes.as_ptr().cast())),
+                    vcvtq_f32_u32(neon::widen(bytes[4..].as_ptr().cast())),
+                    vcvtq_f32_u32(neon::widen(bytes[8..].as_ptr().cast())),
+                    vcvtq_f32_u32(neon::widen(bytes[12..].as_ptr().cast())),
+                ],
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &[T], ahead: usize) {
+        let address = from.as_ptr().cast::<i8>().wrapping_add(ahead);
+        neon::prefetch(address);
     }
 }

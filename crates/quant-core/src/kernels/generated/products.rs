@@ -3,7 +3,7 @@
 //! The products, for each instruction set, and for each kind of codes.
 
 use super::codes::{self, Kind};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::isa::*;
 use super::lanes::{Lanes, Plain};
 use crate::kernels::tiles::pack::{Chunk, Integers, Tiles};
@@ -254,6 +254,95 @@ impl Products for Avx512Lanes {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         fn compiled(
             lanes: Avx512Lanes,
+            chunks: &[Chunk],
+            x: &[f32],
+            per_row: bool,
+            q: &mut [i8],
+            steps: &mut [f32],
+            sums: &mut [i32],
+        ) -> f32 {
+            loops::quantize(lanes, chunks, x, per_row, q, steps, sums)
+        }
+        // SAFETY: a value of the lanes proves the features.
+        unsafe { compiled(*self, chunks, x, per_row, q, steps, sums) }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Products for NeonLanes {
+    fn batch_sizes(&self) -> &'static [usize] {
+        &[2, 1]
+    }
+
+    fn float_vector(&self, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]) {
+        #[target_feature(enable = "neon,dotprod")]
+        fn compiled(lanes: NeonLanes, tiles: &Tiles, x: &FloatInputs, panels: Range<usize>, out: &mut [f32]) {
+            loops::float_vector(lanes, tiles, x, panels, out)
+        }
+        // SAFETY: a value of the lanes proves the features.
+        unsafe { compiled(*self, tiles, x, panels, out) }
+    }
+
+    fn float_matrix(
+        &self,
+        tiles: &Tiles,
+        x: &FloatInputs,
+        pair: usize,
+        scratch: &mut Scratch,
+        outputs: &mut [&mut [f32]],
+    ) {
+        #[target_feature(enable = "neon,dotprod")]
+        fn compiled(
+            lanes: NeonLanes,
+            tiles: &Tiles,
+            x: &FloatInputs,
+            pair: usize,
+            scratch: &mut Scratch,
+            outputs: &mut [&mut [f32]],
+        ) {
+            loops::float_matrix(lanes, tiles, x, pair, scratch, outputs)
+        }
+        // SAFETY: a value of the lanes proves the features.
+        unsafe { compiled(*self, tiles, x, pair, scratch, outputs) }
+    }
+
+    fn int_vector(&self, tiles: &Tiles, x: &IntInputs, panels: Range<usize>, out: &mut [f32]) {
+        #[target_feature(enable = "neon,dotprod")]
+        fn compiled(lanes: NeonLanes, tiles: &Tiles, x: &IntInputs, panels: Range<usize>, out: &mut [f32]) {
+            loops::int_vector(lanes, tiles, x, panels, out)
+        }
+        // SAFETY: a value of the lanes proves the features.
+        unsafe { compiled(*self, tiles, x, panels, out) }
+    }
+
+    fn int_matrix(&self, tiles: &Tiles, x: &IntInputs, pair: usize, scratch: &mut Scratch, outputs: &mut [&mut [f32]]) {
+        #[target_feature(enable = "neon,dotprod")]
+        fn compiled(
+            lanes: NeonLanes,
+            tiles: &Tiles,
+            x: &IntInputs,
+            pair: usize,
+            scratch: &mut Scratch,
+            outputs: &mut [&mut [f32]],
+        ) {
+            loops::int_matrix(lanes, tiles, x, pair, scratch, outputs)
+        }
+        // SAFETY: a value of the lanes proves the features.
+        unsafe { compiled(*self, tiles, x, pair, scratch, outputs) }
+    }
+
+    fn quantize(
+        &self,
+        chunks: &[Chunk],
+        x: &[f32],
+        per_row: bool,
+        q: &mut [i8],
+        steps: &mut [f32],
+        sums: &mut [i32],
+    ) -> f32 {
+        #[target_feature(enable = "neon,dotprod")]
+        fn compiled(
+            lanes: NeonLanes,
             chunks: &[Chunk],
             x: &[f32],
             per_row: bool,

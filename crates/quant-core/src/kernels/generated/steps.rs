@@ -2,7 +2,7 @@
 
 //! The steps of encoding and decoding, for each instruction set.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::isa::*;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::avx2::{self, bytes_of, bytes_of_mut};
@@ -128,7 +128,7 @@ pub(crate) trait Backend: Sync {
     }
 }
 
-/// Needs no proof: the instructions that every CPU of the target has (on aarch64 that includes NEON).
+/// Needs no proof: the instructions that every CPU of the target has.
 pub(crate) struct Portable;
 
 impl Backend for Portable {}
@@ -479,3 +479,6 @@ impl Backend for Avx512 {
         unsafe { compiled(kind, x, weights) }
     }
 }
+
+#[cfg(target_arch = "aarch64")]
+impl Backend for Neon {}
