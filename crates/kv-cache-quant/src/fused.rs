@@ -36,7 +36,7 @@ use crate::side::{Side, Span, SpanKind};
 use crate::{FullPrecision, KeyStorage, KvGeometry, Mask};
 use avx512::{Avx512, Rows};
 use ints::{IntPlan, IntQueries};
-use kernels::Turned;
+use kernels::{Turned, Weights};
 use plan::{LANES, Plan, Queries};
 use quant_core::kernels::Isa;
 use rayon::prelude::*;
@@ -87,6 +87,12 @@ impl<'a> Reader<'a> {
             fresh: exact(FullPrecision::F32),
             maps: codec.maps(),
         })
+    }
+
+    /// Vectors of the sums of a row.
+    fn vectors(&self, kind: SpanKind) -> usize {
+        let form = self.form(kind);
+        form.ints.as_ref().map_or(form.plan.vectors, IntPlan::registers)
     }
 
     fn form(&self, kind: SpanKind) -> &Form {
@@ -203,11 +209,13 @@ struct Partial {
     sums: Vec<f32>,
     /// Parts of the sums that sealed tokens have.
     masses: Vec<f32>,
-    /// Sums over sealed tokens, as they are stored.
-    sealed: Vec<f32>,
-    /// Sums over all others.
-    exact: Vec<f32>,
+    /// Sums over tokens of each of [`KINDS`], as kernels make them: `[head]`, of each pack `[vector][member]`, then `[member]` of
+    /// what zero points add. Empty where there are none.
+    rows: [Vec<f32>; 3],
 }
+
+/// The kinds of tokens, in the order in which they are added.
+const KINDS: [SpanKind; 3] = [SpanKind::Sealed, SpanKind::Exact, SpanKind::Fresh];
 
 impl Shared<'_> {
     fn attend(&self, out: &mut [f32]) {
@@ -340,13 +348,6 @@ impl Shared<'_> {
         partial
     }
 
-    /// Calls with head and pack.
-    fn each_pack(&self, block: &Block, mut call: impl FnMut(usize, (usize, usize))) {
-        for head in 0..self.geometry.kv_heads {
-            block.packs.iter().for_each(|&pack| call(head, pack));
-        }
-    }
-
     /// Scores of the tokens of a split.
     fn score(&self, block: &Block, tokens: &Range<usize>, buffers: &mut Buffers) {
         let runs = runs(&self.key_spans, &self.keys, tokens);
@@ -459,25 +460,19 @@ impl Shared<'_> {
 
     /// Weighted sums of the values of a split.
     fn weigh(&self, block: &Block, tokens: &Range<usize>, buffers: &mut Buffers, partial: &mut Partial) {
-        let (heads, dim) = (self.geometry.kv_heads, self.geometry.dim_v);
+        let heads = self.geometry.kv_heads;
         let runs = runs(&self.value_spans, &self.values, tokens);
         let keeps_apart = !self.values.maps.is_empty();
-        let size = heads * block.members;
-        partial.exact = vec![0.0; size * dim];
-        partial.sealed = vec![0.0; if keeps_apart { size * dim } else { 0 }];
-        partial.masses = vec![0.0; if keeps_apart { size } else { 0 }];
-        for kind in [SpanKind::Sealed, SpanKind::Exact, SpanKind::Fresh] {
+        partial.masses = vec![0.0; if keeps_apart { heads * block.members } else { 0 }];
+        for (kind, sums) in KINDS.into_iter().zip(&mut partial.rows) {
             let form = self.values.form(kind);
             let plan = &form.plan;
             if !runs.iter().any(|run| run.kind == kind) {
                 continue;
             }
-            // `[head]`, of each pack `[vector][member]`, then `[member]` of what zero points add.
-            let vectors = form.ints.as_ref().map_or(plan.vectors, IntPlan::registers);
+            let vectors = self.values.vectors(kind);
             let member_sums = (vectors + 1) * LANES;
-            let mut sums = std::mem::take(&mut buffers.sums);
-            sums.clear();
-            sums.resize(heads * block.members * member_sums, 0.0);
+            *sums = vec![0.0; heads * block.members * member_sums];
             for (index, run) in runs.iter().enumerate().filter(|(_, run)| run.kind == kind) {
                 run.read_meta(self.kernels, form, buffers);
                 let next = runs.get(index + 1);
@@ -492,12 +487,22 @@ impl Shared<'_> {
                 };
                 if let Some(plan) = &form.ints {
                     let meta = (buffers.turned_scales.as_slice(), buffers.turned_zeros.as_slice());
-                    run.each_tile(&form.plan.rows, next, Meta::turned(meta), |head, first, mut rows| {
+                    let weights = Weights {
+                        heads,
+                        members: block.members,
+                        values: &scores[place..],
+                        stride: SPLIT,
+                        count: run.tokens.len(),
+                        scales: meta.0,
+                        zeros: meta.1,
+                    };
+                    self.kernels.quantize_weights(plan, &weights, turned);
+                    run.each_tile(&form.plan.rows, next, Meta::turned(meta), |head, _, mut rows| {
                         self.kernels.turn_values(plan, &rows, turned);
                         for &(member, size) in &block.packs {
-                            let weights = (weights_of(head, member, first), SPLIT);
+                            let items = (head * block.members + member, size);
                             let sums = sums[sums_at(head, (member, size))].split_at_mut(vectors * size * LANES);
-                            self.kernels.weigh_integers(plan, size, weights, &rows, sums, turned);
+                            self.kernels.weigh_integers(plan, items, &rows, sums, turned);
                             rows.ahead = &[];
                         }
                     });
@@ -518,25 +523,6 @@ impl Shared<'_> {
                     }
                 }
             }
-            let out = if keeps_apart && kind == SpanKind::Sealed { &mut partial.sealed } else { &mut partial.exact };
-            let mut row = vec![0.0; dim];
-            self.each_pack(block, |head, (member, size)| {
-                let place = head * block.members + member;
-                let sums = &sums[place * member_sums..][..size * member_sums];
-                let zeros = &sums[vectors * size * LANES..];
-                for g in 0..size {
-                    match &form.ints {
-                        Some(plan) => plan.gather(sums, size, g, &mut row),
-                        None => plan.gather(sums, size, g, &mut row),
-                    }
-                    let out = &mut out[(place + g) * dim..][..dim];
-                    let groups = row.chunks(plan.rows.group).zip(out.chunks_mut(plan.rows.group));
-                    for ((row, out), zero) in groups.zip(&zeros[g * LANES..]) {
-                        out.iter_mut().zip(row).for_each(|(out, sum)| *out += sum + zero);
-                    }
-                }
-            });
-            buffers.sums = sums;
         }
     }
 
@@ -548,37 +534,42 @@ impl Shared<'_> {
         // Rows of all heads, for maps.
         let (mut exact, mut sealed) = (vec![0.0; heads * dim], vec![0.0; heads * dim]);
         let mut shares = vec![0.0; heads];
-        for member in 0..block.members {
+        let members = block.packs.iter().flat_map(|&pack| (0..pack.1).map(move |index| (pack, index)));
+        for (pack, index) in members {
+            let member = pack.0 + index;
             exact.fill(0.0);
             sealed.fill(0.0);
             for (head, share) in shares.iter_mut().enumerate() {
                 let place = head * block.members + member;
                 let top = seen.iter().map(|partial| partial.tops[place]).fold(f32::NEG_INFINITY, f32::max);
-                let factor = |partial: &Partial| {
+                let factor = |partial: &&Partial| {
                     let top_of = partial.tops[place];
                     if top_of == f32::NEG_INFINITY { 0.0 } else { (f64::from(top_of) - f64::from(top)).exp() }
                 };
-                let add = |list: fn(&Partial) -> &[f32]| -> f64 {
-                    seen.iter().map(|partial| factor(partial) * f64::from(list(partial)[place])).sum()
+                let factors: Vec<f64> = seen.iter().map(factor).collect();
+                let total = |list: fn(&Partial) -> &[f32]| -> f64 {
+                    factors.iter().zip(&seen).map(|(factor, partial)| factor * f64::from(list(partial)[place])).sum()
                 };
-                let sum = add(|partial| &partial.sums);
+                let sum = total(|partial| &partial.sums);
                 if sum == 0.0 {
                     *share = 0.0;
                     continue;
                 }
-                let mass = if keeps_apart { add(|partial| &partial.masses) } else { 0.0 };
-                #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
-                let gather = |list: fn(&Partial) -> &[f32], total: f64, out: &mut [f32]| {
-                    for partial in &seen {
-                        let factor = (factor(partial) / total) as f32;
-                        let from = &list(partial)[place * dim..][..dim];
-                        out.iter_mut().zip(from).for_each(|(out, x)| *out += factor * x);
-                    }
-                };
+                let mass = if keeps_apart { total(|partial| &partial.masses) } else { 0.0 };
                 let row = head * dim..(head + 1) * dim;
-                gather(|partial| &partial.exact, sum, &mut exact[row.clone()]);
-                if mass > 0.0 {
-                    gather(|partial| &partial.sealed, mass, &mut sealed[row]);
+                for (which, kind) in KINDS.into_iter().enumerate() {
+                    let apart = keeps_apart && kind == SpanKind::Sealed;
+                    let (total, out) = if apart { (mass, &mut sealed) } else { (sum, &mut exact) };
+                    if total > 0.0 {
+                        let rows =
+                            factors.iter().zip(&seen).map(|(factor, of)| (factor / total, of.rows[which].as_slice()));
+                        self.add_splits(
+                            kind,
+                            (head * block.members + pack.0, pack.1, index),
+                            rows,
+                            &mut out[row.clone()],
+                        );
+                    }
                 }
                 #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
                 let part = (mass / sum) as f32;
@@ -593,6 +584,38 @@ impl Shared<'_> {
                     *out = if keeps_apart { exact + shares[head] * sealed } else { *exact };
                 }
             }
+        }
+    }
+
+    /// Adds the sums of splits over tokens of one kind, each with its factor, and puts them in the order of elements: those of
+    /// member `index` of a pack of so many, `first` being the place of its first.
+    fn add_splits<'p>(
+        &self,
+        kind: SpanKind,
+        (first, members, index): (usize, usize, usize),
+        splits: impl Iterator<Item = (f64, &'p [f32])>,
+        out: &mut [f32],
+    ) {
+        let (form, vectors) = (self.values.form(kind), self.values.vectors(kind));
+        let mut sums = vec![0.0; (vectors + 1) * LANES];
+        for (factor, rows) in splits.filter(|(_, rows)| !rows.is_empty()) {
+            #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+            let factor = factor as f32;
+            let rows = &rows[first * (vectors + 1) * LANES..];
+            for (sums, vectors) in sums.chunks_exact_mut(LANES).zip(rows.chunks_exact(members * LANES)) {
+                let own = &vectors[index * LANES..][..LANES];
+                sums.iter_mut().zip(own).for_each(|(sum, x)| *sum += factor * x);
+            }
+        }
+        let (sums, zeros) = sums.split_at(vectors * LANES);
+        let mut row = vec![0.0; out.len()];
+        match &form.ints {
+            Some(plan) => plan.gather(sums, 1, 0, &mut row),
+            None => form.plan.gather(sums, 1, 0, &mut row),
+        }
+        let group = form.plan.rows.group;
+        for ((row, out), zero) in row.chunks(group).zip(out.chunks_mut(group)).zip(zeros) {
+            out.iter_mut().zip(row).for_each(|(out, sum)| *out += sum + zero);
         }
     }
 }

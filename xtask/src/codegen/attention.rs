@@ -36,7 +36,7 @@ pub(super) fn write() -> String {
         }
         for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
             let tile = format!("weigh_tile::<{bits}, {fields}, {members}, {registers}>");
-            let call = |first: usize| format!("{tile}(plan, {first}, members, rows, turned, sums);");
+            let call = |first: usize| format!("{tile}(plan, (item + {first}, {first}, members), rows, turned, sums);");
             let calls: String = (0..together).step_by(members).map(call).collect();
             sums += &format!("({width}, {}) => {{ {calls} }}\n", pattern(place, together));
         }
@@ -95,7 +95,7 @@ pub(in super::super) fn dot_tiles(
 #[target_feature(enable = \"avx512f,avx512bw,avx512vl,avx512vnni\")]
 pub(in super::super) fn weigh_tiles(
     plan: &IntPlan,
-    members: usize,
+    (item, members): (usize, usize),
     rows: &Rows<'_>,
     turned: &Turned,
     sums: &mut [f32],

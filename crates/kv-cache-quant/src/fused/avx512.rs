@@ -144,22 +144,22 @@ pub(super) fn prefetch(rows: &Rows<'_>, first: usize, count: usize) {
     }
 }
 
-/// Lane `i` becomes the sum of the lanes of `parts[i]`.
+/// Lane `i` becomes what the lanes of `parts[i]` are together, such as their sum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn sum_each(parts: &[__m512; LANES]) -> __m512 {
+pub(super) fn combine_each(parts: &[__m512; LANES], both: impl Fn(__m512, __m512) -> __m512) -> __m512 {
     // Halves, then quarters, then pairs, then single lanes: at every step two registers become one.
     let halves = |a: __m512, b: __m512| {
-        _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+        both(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
     };
     let quarters = |a: __m512, b: __m512| {
-        _mm512_add_ps(_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+        both(_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
     };
-    let pairs = |a: __m512, b: __m512| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let pairs = |a: __m512, b: __m512| both(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let singles = |a: __m512, b: __m512| {
         let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
         let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+        both(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
     };
     // Each register then holds four parts, a quarter each.
     let four = |i: usize| quarters(halves(parts[i], parts[4 + i]), halves(parts[8 + i], parts[12 + i]));
@@ -346,7 +346,7 @@ fn dot_floats<const G: usize, L, F>(
             parts.iter_mut().zip(sums).for_each(|(parts, sum)| parts[row - first] = sum);
         }
         for (g, parts) in parts.iter().enumerate() {
-            store(sum_each(parts), &mut out[g * stride + first..][..some]);
+            store(combine_each(parts, |a, b| _mm512_add_ps(a, b)), &mut out[g * stride + first..][..some]);
         }
     }
 }

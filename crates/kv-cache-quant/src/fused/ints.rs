@@ -7,7 +7,7 @@
 //!
 //! The other factor, a query or the products of weights and scales, has 16 bits, as two signed bytes with sums of their own.
 
-use super::plan::LANES;
+use super::plan::{LANES, places};
 use crate::packed::{Coding, PackedRows};
 
 /// Rows whose weights share a step, and whose scales are read at once.
@@ -35,8 +35,8 @@ pub(super) struct IntPlan {
     pub(super) block_words: usize,
     /// Of values: the group of each lane of each register.
     pub(super) lane_blocks: Vec<[u32; LANES]>,
-    /// Of values: the element in each lane of each field of each register.
-    pub(super) order: Vec<Option<usize>>,
+    /// Of values: where each element is, the field of a register and the lane.
+    places: Vec<usize>,
 }
 
 impl IntPlan {
@@ -83,7 +83,7 @@ impl IntPlan {
             blocks: rows.blocks(),
             block_words: (rows.group.min(rows.columns) * bits as usize).div_ceil(32),
             lane_blocks: registers.iter().map(|register| register.map(block)).collect(),
-            order: registers.iter().flat_map(of_register).collect(),
+            places: places(&registers.iter().flat_map(of_register).collect::<Vec<_>>(), rows.columns),
         })
     }
 
@@ -107,7 +107,7 @@ impl IntPlan {
 
     /// Puts sums back in their order: `[register][member][lane]` to `out[element]` of one member.
     pub(super) fn gather(&self, sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
-        super::plan::gather(&self.order, sums, members, member, out);
+        super::plan::gather(&self.places, sums, members, member, out);
     }
 }
 

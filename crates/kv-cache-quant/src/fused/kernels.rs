@@ -1,7 +1,7 @@
 //! The loops of [`super::ints`].
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
-use super::avx512::{Avx512, Rows, load_floats, load_words, prefetch, store};
+use super::avx512::{Avx512, Rows, combine_each, load_floats, load_words, prefetch, store};
 use super::generated::attention::{dot_tiles, interleave, weigh_tiles};
 use super::ints::{IntPlan, IntQueries, MOST_STEPS, RUN};
 use super::plan::LANES;
@@ -16,15 +16,41 @@ pub(super) type Line = [u8; 64];
 pub(super) struct Turned {
     pub(super) codes: Vec<Line>,
     pub(super) padded: [u8; LANES * PADDED],
-    /// `[member][four rows][high, low]`, where there are several groups for each of 16.
+    /// `[head][member][four rows][high, low]`, where there are several groups for each of 16.
     weights: Vec<i32>,
-    /// `[member][group]`, 16 of each.
+    /// `[head][member][group]`, 16 of each.
     steps: Vec<f32>,
+    /// What the values of code 0 add, likewise.
+    parts: Vec<f32>,
+}
+
+/// Fours of rows of a run.
+const QUADS: usize = RUN / 4;
+/// Words of the weights of a run.
+const PAIRS: usize = 2 * QUADS;
+
+/// Weights of the rows of a run, and its scales.
+pub(super) struct Weights<'a> {
+    pub(super) heads: usize,
+    pub(super) members: usize,
+    /// `[head][member]`, so many from one to the next, for so many rows.
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) count: usize,
+    /// `[head][group][RUN]`; no zero points: code 0 stands for 0, or for the least value of signed ones.
+    pub(super) scales: &'a [f32],
+    pub(super) zeros: &'a [f32],
 }
 
 impl Default for Turned {
     fn default() -> Self {
-        Self { codes: Vec::new(), padded: [0; LANES * PADDED], weights: Vec::new(), steps: Vec::new() }
+        Self {
+            codes: Vec::new(),
+            padded: [0; LANES * PADDED],
+            weights: Vec::new(),
+            steps: Vec::new(),
+            parts: Vec::new(),
+        }
     }
 }
 
@@ -46,24 +72,25 @@ impl Avx512 {
     ) {
         turned.codes.resize(plan.turned_words(), [0; 64]);
         for first in (0..rows.count).step_by(LANES) {
+            let mut rows = *rows;
             let codes = if plan.turned {
-                // SAFETY: a value of `Self` proves the instructions.
-                unsafe { prefetch(rows, first, LANES) }
                 rows.codes[first * plan.head_bytes..][..LANES * plan.head_bytes].as_chunks().0
             } else {
-                // SAFETY: as above.
+                // SAFETY: a value of `Self` proves the instructions.
                 unsafe {
                     match plan.width {
-                        64 => turn_rows::<64>(plan, rows, first, turned),
-                        32 => turn_rows::<32>(plan, rows, first, turned),
-                        _ => turn_rows::<16>(plan, rows, first, turned),
+                        64 => turn_rows::<64>(plan, &rows, first, turned),
+                        32 => turn_rows::<32>(plan, &rows, first, turned),
+                        _ => turn_rows::<16>(plan, &rows, first, turned),
                     }
                 }
+                rows.ahead = &[];
                 turned.codes.as_slice()
             };
             for (queries, at) in packs.clone() {
                 // SAFETY: as above.
-                unsafe { dot_tiles(plan, queries, codes, rows, first, (&mut out[at + first..], stride)) }
+                unsafe { dot_tiles(plan, queries, codes, &rows, first, (&mut out[at + first..], stride)) }
+                rows.ahead = &[];
             }
         }
     }
@@ -78,22 +105,25 @@ impl Avx512 {
         unsafe { interleave(plan, rows, turned) }
     }
 
-    /// `sums[register][member] += Σ_row weights[member · stride + row] · row` of turned codes, without the values of code 0,
-    /// whose part is added to `zeros[member][block]`.
+    /// Rounds what [`Self::weigh_integers`] multiplies with: of a run, for all heads.
+    pub(super) fn quantize_weights(self, plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turned) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe { quantize_weights_of(plan, weights, turned) }
+    }
+
+    /// `sums[register][member] += Σ_row weight · row` of turned codes, without the values of code 0, whose part is added to
+    /// `zeros[member][block]`. Members are those from `item` on of what was rounded.
     pub(super) fn weigh_integers(
         self,
         plan: &IntPlan,
-        members: usize,
-        (weights, stride): (&[f32], usize),
+        (item, members): (usize, usize),
         rows: &Rows<'_>,
         (sums, zeros): (&mut [f32], &mut [f32]),
-        turned: &mut Turned,
+        turned: &Turned,
     ) {
+        zeros.iter_mut().zip(&turned.parts[item * LANES..]).for_each(|(zero, part)| *zero += part);
         // SAFETY: a value of `Self` proves the instructions.
-        unsafe {
-            quantize_weights(plan, members, weights, stride, rows, zeros, turned);
-            weigh_tiles(plan, members, rows, turned, sums);
-        }
+        unsafe { weigh_tiles(plan, (item, members), rows, turned, sums) }
     }
 }
 
@@ -330,6 +360,31 @@ fn fields_of<const BITS: u32, const FIELDS: usize>(x: __m512i) -> [__m512i; FIEL
     })
 }
 
+/// What is asked for while codes are worked on: a line for each of theirs, so that requests are spread evenly and none waits for
+/// those before.
+#[derive(Clone, Copy)]
+struct Soon {
+    from: *const Line,
+    step: usize,
+}
+
+impl Soon {
+    /// Of the rows' part that lies ahead, from some byte on; where there is none, what is at hand.
+    fn new(codes: &[Line], rows: &Rows<'_>, byte: usize) -> Self {
+        match rows.ahead {
+            [] => Self { from: codes.as_ptr(), step: 0 },
+            ahead => Self { from: ahead.as_ptr().wrapping_add(byte).cast(), step: 1 },
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn ask(self, line: usize) {
+        // A hint about an address that is not there is no fault.
+        _mm_prefetch::<_MM_HINT_T0>(self.from.wrapping_add(self.step * line).cast());
+    }
+}
+
 /// Scores of 16 turned rows from `first` on. `SETS` are sums side by side, so that none waits for the one before.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -343,6 +398,7 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
 ) {
     let lowest = _mm512_set1_ps(-f32::from(1_u8 << (BITS - 1)));
     let mut scores = [_mm512_setzero_ps(); G];
+    let soon = Soon::new(codes, rows, first * rows.ahead_step);
     let (words, per_word) = (plan.words(), FIELDS * G * 2);
     for block in 0..plan.blocks {
         let from = block * plan.block_words;
@@ -365,7 +421,8 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
         }
         let (fours, rest) = codes[from..to].as_chunks::<4>();
         let mut queries_of_words = queries.words[from * per_word..to * per_word].chunks_exact(4 * per_word);
-        for (codes, queries) in fours.iter().zip(&mut queries_of_words) {
+        for (index, (codes, queries)) in fours.iter().zip(&mut queries_of_words).enumerate() {
+            (0..4).for_each(|word| soon.ask(from + 4 * index + word));
             add!(0, &codes[0], &queries[..per_word]);
             add!(1, &codes[1], &queries[per_word..2 * per_word]);
             add!(2, &codes[2], &queries[2 * per_word..3 * per_word]);
@@ -399,87 +456,119 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
     }
 }
 
-/// Products of weights and scales as integers, and the part of the values of code 0.
-#[inline]
+/// Products of weights and scales as integers, and the part of the values of code 0: of groups of rows of all heads, sixteen at a
+/// time, so that none waits for the steps of the one before.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn quantize_weights(
-    plan: &IntPlan,
-    members: usize,
-    weights: &[f32],
-    stride: usize,
-    rows: &Rows<'_>,
-    zeros: &mut [f32],
-    turned: &mut Turned,
-) {
+fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turned) {
     let lanes = if plan.blocks == 1 { 1 } else { LANES };
-    turned.weights.resize(RUN / 4 * members * 2 * lanes, 0);
-    turned.steps.resize(members * LANES, 0.0);
-    let vectors = rows.count.div_ceil(LANES);
-    let mask = |at: usize| u16::MAX >> (LANES - (rows.count - at * LANES).min(LANES)).min(15);
+    let items = weights.heads * weights.members;
+    turned.weights.resize(items * PAIRS * lanes, 0);
+    turned.steps.resize(items * LANES, 0.0);
+    turned.parts.resize(items * LANES, 0.0);
     // The code that stands for 0, and one in the middle: rounding counts for what codes differ from it.
     let lowest = if plan.signed { -f32::from(1_u8 << (plan.bits - 1)) } else { 0.0 };
     let middle = if plan.signed { -lowest } else { f32::from(u8::MAX >> (8 - plan.bits)) / 2.0 };
-    for g in 0..members {
-        let weights = &weights[g * stride..][..rows.count];
-        let mut own = [_mm512_setzero_ps(); RUN / LANES];
-        for (at, own) in own.iter_mut().enumerate().take(vectors) {
-            // SAFETY: the mask names weights that there are.
-            *own = unsafe { _mm512_maskz_loadu_ps(mask(at), weights[at * LANES..].as_ptr()) };
+    let groups = (0..weights.heads).flat_map(|head| {
+        let of_item = move |member| (0..plan.blocks).map(move |block| (head, head * weights.members + member, block));
+        (0..weights.members).flat_map(of_item)
+    });
+    let mut groups = groups.fuse();
+    let masks: [u16; RUN / LANES] = std::array::from_fn(|at| {
+        let beyond = (at + 1) * LANES - weights.count.clamp(at * LANES, (at + 1) * LANES);
+        u16::MAX.checked_shr(u32::try_from(beyond).unwrap_or(0)).unwrap_or(0)
+    });
+    loop {
+        let mut some = [(0, 0, 0); LANES];
+        let mut count = 0;
+        for (some, group) in some.iter_mut().zip(&mut groups) {
+            *some = group;
+            count += 1;
         }
-        for block in 0..plan.blocks {
-            let mut products = [_mm512_setzero_ps(); RUN / LANES];
-            let (mut largest, mut zero) = (_mm512_setzero_ps(), _mm512_setzero_ps());
-            let mut mass = _mm512_setzero_ps();
-            for (at, (product, &own)) in products.iter_mut().zip(&own).enumerate().take(vectors) {
-                let place = block * rows.meta_stride + at * LANES;
-                *product = _mm512_mul_ps(own, load_floats(rows.scales, place));
-                largest = _mm512_max_ps(largest, _mm512_abs_ps(*product));
-                mass = _mm512_add_ps(mass, *product);
-                if !rows.zeros.is_empty() {
-                    zero = _mm512_fmadd_ps(own, load_floats(rows.zeros, place), zero);
-                }
-            }
-            let largest = _mm512_reduce_max_ps(largest);
-            // A step whose reciprocal is not finite belongs to weights that are nothing.
-            let step = if largest > f32::MIN_POSITIVE * MOST_STEPS { largest / MOST_STEPS } else { f32::MAX };
-            let inverse = _mm512_set1_ps(1.0 / step);
-            let mut total = _mm512_setzero_ps();
-            for (at, &product) in products.iter().enumerate().take(vectors) {
-                let n = _mm512_cvtps_epi32(_mm512_mul_ps(product, inverse));
-                total = _mm512_add_ps(total, _mm512_cvtepi32_ps(n));
-                let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(n, _mm512_set1_epi32(128)));
-                // The low byte of what is left is that of the number.
-                let (high, low) = (_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(n));
-                let mut pairs = [0_i32; 8];
-                // SAFETY: twice 16 bytes.
+        if count == 0 {
+            return;
+        }
+        let some = &some[..count];
+        let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
+        let (mut largest, mut mass) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
+        let mut parts = [_mm512_setzero_ps(); LANES];
+        for (index, &(head, item, block)) in some.iter().enumerate() {
+            let own = &weights.values[item * weights.stride..][..weights.count];
+            let place = (head * plan.blocks + block) * RUN;
+            for (at, product) in products[index].iter_mut().enumerate() {
+                let (from, mask) = (at * LANES, masks[at]);
+                // SAFETY: the mask names weights that there are, and as many scales and zero points.
                 unsafe {
-                    _mm_storeu_si128(pairs[..4].as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
-                    _mm_storeu_si128(pairs[4..].as_mut_ptr().cast(), _mm_unpackhi_epi32(high, low));
+                    let own = _mm512_maskz_loadu_ps(mask, own.as_ptr().wrapping_add(from));
+                    let scales = &weights.scales[place..place + RUN];
+                    *product = _mm512_mul_ps(own, _mm512_maskz_loadu_ps(mask, scales.as_ptr().add(from)));
+                    if !weights.zeros.is_empty() {
+                        let zeros = &weights.zeros[place..place + RUN];
+                        let zeros = _mm512_maskz_loadu_ps(mask, zeros.as_ptr().add(from));
+                        parts[index] = _mm512_fmadd_ps(own, zeros, parts[index]);
+                    }
                 }
-                let weights = &mut turned.weights[(g * RUN / 4 + 4 * at) * 2 * lanes..][..8 * lanes];
-                if lanes == 1 {
-                    weights.copy_from_slice(&pairs);
-                } else {
-                    weights.iter_mut().skip(block).step_by(lanes).zip(pairs).for_each(|(weight, pair)| *weight = pair);
-                }
+                largest[index] = _mm512_max_ps(largest[index], _mm512_abs_ps(*product));
+                mass[index] = _mm512_add_ps(mass[index], *product);
             }
-            turned.steps[g * LANES + block] = if step == f32::MAX { 0.0 } else { step };
-            let step = turned.steps[g * LANES + block];
-            let lost = _mm512_fnmadd_ps(total, _mm512_set1_ps(step), mass);
-            let from_codes = _mm512_fmadd_ps(mass, _mm512_set1_ps(lowest), _mm512_mul_ps(lost, _mm512_set1_ps(middle)));
-            let part = _mm512_reduce_add_ps(_mm512_add_ps(zero, from_codes));
-            zeros[g * LANES + block] += part;
+        }
+        let largest = combine_each(&largest, |a, b| _mm512_max_ps(a, b));
+        // A step whose reciprocal is not finite belongs to weights that are nothing.
+        let enough = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(f32::MIN_POSITIVE * MOST_STEPS));
+        let step = _mm512_div_ps(largest, _mm512_set1_ps(MOST_STEPS));
+        let inverse = _mm512_maskz_div_ps(enough, _mm512_set1_ps(1.0), step);
+        let (mut steps, mut inverses) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        store(_mm512_maskz_mov_ps(enough, step), &mut steps);
+        store(inverse, &mut inverses);
+        for (index, &(_, item, block)) in some.iter().enumerate() {
+            let inverse = _mm512_set1_ps(inverses[index]);
+            let n = products[index].map(|product| _mm512_cvtps_epi32(_mm512_mul_ps(product, inverse)));
+            let pairs = &mut turned.weights[item * PAIRS * lanes..][..PAIRS * lanes];
+            let mut split = [[0_i32; LANES]; 2];
+            for (split, x) in split.iter_mut().zip(split_pairs(n)) {
+                // SAFETY: 16 words.
+                unsafe { _mm512_storeu_si512(split.as_mut_ptr().cast(), x) }
+            }
+            if lanes == 1 {
+                pairs.copy_from_slice(split.as_flattened());
+            } else {
+                let places = pairs.iter_mut().skip(block).step_by(lanes);
+                places.zip(split.as_flattened()).for_each(|(place, pair)| *place = *pair);
+            }
+            let total = _mm512_add_epi32(_mm512_add_epi32(n[0], n[1]), _mm512_add_epi32(n[2], n[3]));
+            let lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(steps[index]), mass[index]);
+            parts[index] = _mm512_fmadd_ps(mass[index], _mm512_set1_ps(lowest), parts[index]);
+            parts[index] = _mm512_fmadd_ps(lost, _mm512_set1_ps(middle), parts[index]);
+        }
+        let mut sums = [0.0_f32; LANES];
+        store(combine_each(&parts, |a, b| _mm512_add_ps(a, b)), &mut sums);
+        for ((&(_, item, block), step), sum) in some.iter().zip(steps).zip(sums) {
+            turned.steps[item * LANES + block] = step;
+            turned.parts[item * LANES + block] = sum;
         }
     }
 }
 
-/// Adds weighted rows to sums: `G` members from `member` on, `J` registers at a time where there are as many.
+/// High and low bytes of numbers of 16 bits: of each four, the high ones, then the low ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn split_pairs(n: [__m512i; RUN / LANES]) -> [__m512i; 2] {
+    let words = [_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3])];
+    let high = words.map(|x| _mm512_srai_epi16::<8>(_mm512_add_epi16(x, _mm512_set1_epi16(128))));
+    // The low byte of what is left is that of the number.
+    let low = words.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff)));
+    let (high, low) = (_mm512_packs_epi16(high[0], high[1]), _mm512_packus_epi16(low[0], low[1]));
+    // Four of number `4 v + l` are word `v` of quarter `l`.
+    let first = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
+    let second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
+    [_mm512_permutex2var_epi32(high, first, low), _mm512_permutex2var_epi32(high, second, low)]
+}
+
+/// Adds weighted rows to sums: `G` members from `member` on, whose weights are those of `item`, `J` registers at a time where there are as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize>(
     plan: &IntPlan,
-    member: usize,
-    members: usize,
+    (item, member, members): (usize, usize, usize),
     rows: &Rows<'_>,
     turned: &Turned,
     sums: &mut [f32],
@@ -489,19 +578,19 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
         macro_rules! some {
             ($count:expr) => {{
                 if plan.blocks == 1 {
-                    weigh_registers::<BITS, FIELDS, G, { $count }, false>(
+                    weigh_registers::<BITS, FIELDS, G, { $count }, 1>(
                         plan,
                         at,
-                        (member, members),
+                        (item, member, members),
                         rows,
                         turned,
                         sums,
                     );
                 } else {
-                    weigh_registers::<BITS, FIELDS, G, { $count }, true>(
+                    weigh_registers::<BITS, FIELDS, G, { $count }, LANES>(
                         plan,
                         at,
-                        (member, members),
+                        (item, member, members),
                         rows,
                         turned,
                         sums,
@@ -522,43 +611,37 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize, const GROUPS: bool>(
+fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize, const W: usize>(
     plan: &IntPlan,
     first: usize,
-    (member, members): (usize, usize),
+    (item, member, members): (usize, usize, usize),
     rows: &Rows<'_>,
     turned: &Turned,
     sums: &mut [f32],
 ) {
     let registers = plan.lane_blocks.len();
     let codes: &[Line] = if plan.turned { rows.codes.as_chunks().0 } else { &turned.codes };
-    let asks = plan.turned && member + first == 0;
-    const QUADS: usize = RUN / 4;
-    let lanes = if GROUPS { LANES } else { 1 };
-    let weights: [&[i32]; G] =
-        std::array::from_fn(|g| &turned.weights[(member + g) * QUADS * 2 * lanes..][..QUADS * 2 * lanes]);
+    let soon = Soon::new(codes, &Rows { ahead: if plan.turned && member == 0 { rows.ahead } else { &[] }, ..*rows }, 0);
+    let weights: [&[[[i32; W]; 2]; QUADS]; G] = std::array::from_fn(|g| {
+        let own = turned.weights[(item + g) * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
+        own.first_chunk().unwrap_or(&[[[0; W]; 2]; QUADS])
+    });
     let blocks: [__m512i; J] = std::array::from_fn(|j| load_words(&plan.lane_blocks[first + j]));
     let mut high = [[[_mm512_setzero_si512(); G]; FIELDS]; J];
     let mut low = high;
-    for quad in 0..rows.count.div_ceil(4).min(QUADS) {
-        if asks {
-            prefetch(rows, 4 * quad, 4);
-        }
-        let codes = &codes[quad * registers + first..][..J];
+    for (quad, codes) in (0..rows.count.div_ceil(4).min(QUADS)).zip(codes.chunks_exact(registers)) {
+        let codes = &codes[first..][..J];
         for j in 0..J {
+            soon.ask(quad * registers + first + j);
             let codes = fields_of::<BITS, FIELDS>(load_line(&codes[j]));
             for g in 0..G {
-                let (a, b) = if GROUPS {
-                    let of = |part: usize| {
-                        let some = &weights[g][(2 * quad + part) * LANES..][..LANES];
-                        // SAFETY: 16 words.
-                        let some = unsafe { _mm512_loadu_si512(some.as_ptr().cast()) };
-                        _mm512_permutexvar_epi32(blocks[j], some)
-                    };
-                    (of(0), of(1))
-                } else {
-                    (_mm512_set1_epi32(weights[g][2 * quad]), _mm512_set1_epi32(weights[g][2 * quad + 1]))
-                };
+                let [a, b] = weights[g][quad].each_ref().map(|own| {
+                    if W < LANES {
+                        return _mm512_set1_epi32(own[0]);
+                    }
+                    // SAFETY: 16 words.
+                    _mm512_permutexvar_epi32(blocks[j], unsafe { _mm512_loadu_si512(own.as_ptr().cast()) })
+                });
                 for field in 0..FIELDS {
                     high[j][field][g] = _mm512_dpbusd_epi32(high[j][field][g], codes[field], a);
                     low[j][field][g] = _mm512_dpbusd_epi32(low[j][field][g], codes[field], b);
@@ -568,7 +651,7 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
     }
     for j in 0..J {
         for g in 0..G {
-            let steps = load_floats(&turned.steps, (member + g) * LANES);
+            let steps = load_floats(&turned.steps, (item + g) * LANES);
             let step = _mm512_permutexvar_ps(blocks[j], steps);
             for field in 0..FIELDS {
                 let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[j][field][g]), low[j][field][g]);

@@ -17,6 +17,8 @@ pub(super) struct Plan {
     pub(super) vectors: usize,
     /// The element in each lane of each vector; `None` where there is none.
     order: Vec<Option<usize>>,
+    /// Where each element is: the vector and the lane.
+    places: Vec<usize>,
     /// How often the words of a chunk are repeated.
     pub(super) copies: usize,
     /// Values of codes of 4 bits, and of the lower two of them where codes have 2.
@@ -72,8 +74,8 @@ impl Plan {
         }
         let word_shifts = std::array::from_fn(|lane| u32::try_from(lane / lanes * vectors * bits).unwrap_or(0));
         let vectors = order.len() / LANES;
-        let table = table(rows.coding);
-        Self { rows, chunks, vectors, order, copies, table, word_shifts }
+        let (table, places) = (table(rows.coding), places(&order, rows.columns));
+        Self { rows, chunks, vectors, order, places, copies, table, word_shifts }
     }
 
     fn wide(rows: PackedRows) -> Self {
@@ -95,24 +97,31 @@ impl Plan {
         }
         let within = |element: usize| (element < columns).then_some(element);
         let order = (0..vectors * LANES).map(within).collect();
-        Self { rows, chunks, vectors, order, copies: 1, table: [0.0; LANES], word_shifts: [0; LANES] }
+        let places = (0..columns).collect();
+        Self { rows, chunks, vectors, order, places, copies: 1, table: [0.0; LANES], word_shifts: [0; LANES] }
     }
 
     /// Puts sums back in their order: `[vector][member][lane]` to `out[element]` of one member.
     pub(super) fn gather(&self, sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
-        gather(&self.order, sums, members, member, out);
+        gather(&self.places, sums, members, member, out);
     }
 }
 
-/// Puts sums back in their order: `[vector][member][lane]` to `out[element]` of one member.
-pub(super) fn gather(order: &[Option<usize>], sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
-    for (vector, order) in order.chunks_exact(LANES).enumerate() {
-        let sums = &sums[(vector * members + member) * LANES..][..LANES];
-        for (sum, element) in sums.iter().zip(order) {
-            if let Some(element) = element {
-                out[*element] = *sum;
-            }
+/// Where each element is, given the elements in their places.
+pub(super) fn places(order: &[Option<usize>], elements: usize) -> Vec<usize> {
+    let mut places = vec![0; elements];
+    for (place, element) in order.iter().enumerate() {
+        if let Some(element) = element {
+            places[*element] = place;
         }
+    }
+    places
+}
+
+/// Puts sums back in their order: `[vector][member][lane]` to `out[element]` of one member.
+pub(super) fn gather(places: &[usize], sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
+    for (out, &place) in out.iter_mut().zip(places) {
+        *out = sums[(place / LANES * members + member) * LANES + place % LANES];
     }
 }
 
