@@ -36,7 +36,7 @@ pub(super) fn write() -> String {
         }
         for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
             let tile = format!("weigh_tile::<{bits}, {fields}, {members}, {registers}>");
-            let call = |first: usize| format!("{tile}(plan, (item + {first}, {first}, members), rows, turned, sums);");
+            let call = |first: usize| format!("{tile}(plan, (item, {first}, members), rows, turned, sums);");
             let calls: String = (0..together).step_by(members).map(call).collect();
             sums += &format!("({width}, {}) => {{ {calls} }}\n", pattern(place, together));
         }

@@ -563,7 +563,7 @@ fn split_pairs(n: [__m512i; RUN / LANES]) -> [__m512i; 2] {
     [_mm512_permutex2var_epi32(high, first, low), _mm512_permutex2var_epi32(high, second, low)]
 }
 
-/// Adds weighted rows to sums: `G` members from `member` on, whose weights are those of `item`, `J` registers at a time where there are as many.
+/// Adds weighted rows to sums: `G` members from `member` on of those that start at `item`, `J` registers at a time where there are as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize>(
@@ -623,7 +623,7 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
     let codes: &[Line] = if plan.turned { rows.codes.as_chunks().0 } else { &turned.codes };
     let soon = Soon::new(codes, &Rows { ahead: if plan.turned && member == 0 { rows.ahead } else { &[] }, ..*rows }, 0);
     let weights: [&[[[i32; W]; 2]; QUADS]; G] = std::array::from_fn(|g| {
-        let own = turned.weights[(item + g) * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
+        let own = turned.weights[(item + member + g) * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
         own.first_chunk().unwrap_or(&[[[0; W]; 2]; QUADS])
     });
     let blocks: [__m512i; J] = std::array::from_fn(|j| load_words(&plan.lane_blocks[first + j]));
@@ -651,7 +651,7 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
     }
     for j in 0..J {
         for g in 0..G {
-            let steps = load_floats(&turned.steps, (item + g) * LANES);
+            let steps = load_floats(&turned.steps, (item + member + g) * LANES);
             let step = _mm512_permutexvar_ps(blocks[j], steps);
             for field in 0..FIELDS {
                 let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[j][field][g]), low[j][field][g]);

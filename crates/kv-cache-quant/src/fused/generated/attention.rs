@@ -77,32 +77,32 @@ pub(in super::super) fn weigh_tiles(
 ) {
     match (plan.bits, members) {
         (2, 1) => {
-            weigh_tile::<2, 4, 1, 2>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<2, 4, 1, 2>(plan, (item, 0, members), rows, turned, sums);
         }
         (2, 2) => {
-            weigh_tile::<2, 4, 2, 1>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<2, 4, 2, 1>(plan, (item, 0, members), rows, turned, sums);
         }
         (2, _) => {
-            weigh_tile::<2, 4, 2, 1>(plan, (item + 0, 0, members), rows, turned, sums);
-            weigh_tile::<2, 4, 2, 1>(plan, (item + 2, 2, members), rows, turned, sums);
+            weigh_tile::<2, 4, 2, 1>(plan, (item, 0, members), rows, turned, sums);
+            weigh_tile::<2, 4, 2, 1>(plan, (item, 2, members), rows, turned, sums);
         }
         (4, 1) => {
-            weigh_tile::<4, 2, 1, 4>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<4, 2, 1, 4>(plan, (item, 0, members), rows, turned, sums);
         }
         (4, 2) => {
-            weigh_tile::<4, 2, 2, 2>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<4, 2, 2, 2>(plan, (item, 0, members), rows, turned, sums);
         }
         (4, _) => {
-            weigh_tile::<4, 2, 4, 1>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<4, 2, 4, 1>(plan, (item, 0, members), rows, turned, sums);
         }
         (_, 1) => {
-            weigh_tile::<8, 1, 1, 4>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<8, 1, 1, 4>(plan, (item, 0, members), rows, turned, sums);
         }
         (_, 2) => {
-            weigh_tile::<8, 1, 2, 4>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<8, 1, 2, 4>(plan, (item, 0, members), rows, turned, sums);
         }
         (_, _) => {
-            weigh_tile::<8, 1, 4, 2>(plan, (item + 0, 0, members), rows, turned, sums);
+            weigh_tile::<8, 1, 4, 2>(plan, (item, 0, members), rows, turned, sums);
         }
     }
 }
