@@ -134,9 +134,15 @@ impl Codec for TokenFormat {
             return Ok(());
         }
         let packed = PackedTensor::encode(self.format, &Shaped::new(rows, &self.shape)?)?;
-        let second = packed.second().iter().flat_map(|x| x.to_le_bytes());
-        let sections = packed.codes().iter().chain(packed.scales()).chain(packed.zeros()).copied();
-        out.iter_mut().zip(sections.chain(second)).for_each(|(out, byte)| *out = byte);
+        let mut rest = out;
+        for section in [packed.codes(), packed.scales(), packed.zeros()] {
+            let (some, others) = rest.split_at_mut(section.len());
+            some.copy_from_slice(section);
+            rest = others;
+        }
+        for (out, scale) in rest.as_chunks_mut::<4>().0.iter_mut().zip(packed.second()) {
+            *out = scale.to_le_bytes();
+        }
         Ok(())
     }
 

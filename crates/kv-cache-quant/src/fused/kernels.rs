@@ -563,7 +563,8 @@ fn split_pairs(n: [__m512i; RUN / LANES]) -> [__m512i; 2] {
     [_mm512_permutex2var_epi32(high, first, low), _mm512_permutex2var_epi32(high, second, low)]
 }
 
-/// Adds weighted rows to sums: `G` members from `member` on of those that start at `item`, `J` registers at a time where there are as many.
+/// Adds weighted rows to sums: `G` members from `member` on of those that start at `item`, `J` registers at a time where
+/// there are as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize>(
