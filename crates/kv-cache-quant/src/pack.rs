@@ -41,39 +41,60 @@ for_each_isa! {
     }
 }
 
-for_each_isa! {
-    /// `rne(clamp((x − zero)/step, 0, largest))`, a byte each.
-    fn code_values(values: &[f32], zero: f32, step: f32, largest: f32, codes: &mut [u8]) {
-        // Adding the constant rounds to an integer, ties to even, and leaves it in the low bits.
-        const ROUND: f32 = 12_582_912.0;
-        for (x, code) in values.iter().zip(codes) {
-            let v = (x - zero) / step;
-            let v = if v > 0.0 { v } else { 0.0 };
-            let v = if v < largest { v } else { largest };
-            *code = (v + ROUND).to_bits().to_le_bytes()[0];
+/// `rne(clamp((x − zero)/step, 0, largest))`, a byte each.
+#[inline(always)]
+fn code_values(values: &[f32], zero: f32, step: f32, largest: f32, codes: &mut [u8]) {
+    // Adding the constant rounds to an integer, ties to even, and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    for (x, code) in values.iter().zip(codes) {
+        let v = (x - zero) / step;
+        let v = if v > 0.0 { v } else { 0.0 };
+        let v = if v < largest { v } else { largest };
+        *code = (v + ROUND).to_bits().to_le_bytes()[0];
+    }
+}
+
+/// Packs codes of 4 or 2 bits, eight at a time.
+#[inline(always)]
+fn pack_codes(codes: &[u8], bits: u32, out: &mut [u8]) {
+    let codes = codes.as_chunks::<8>().0;
+    if bits == 4 {
+        for (codes, out) in codes.iter().zip(out.as_chunks_mut::<4>().0) {
+            let x = u64::from_le_bytes(*codes);
+            let x = (x | (x >> 4)) & 0x00ff_00ff_00ff_00ff;
+            let x = (x | (x >> 8)) & 0x0000_ffff_0000_ffff;
+            let [a, b, c, d, ..] = (x | (x >> 16)).to_le_bytes();
+            *out = [a, b, c, d];
+        }
+    } else {
+        for (codes, out) in codes.iter().zip(out.as_chunks_mut::<2>().0) {
+            let x = u64::from_le_bytes(*codes);
+            let x = (x | (x >> 6)) & 0x000f_000f_000f_000f;
+            let x = (x | (x >> 12)) & 0x0000_00ff_0000_00ff;
+            let [a, b, ..] = (x | (x >> 24)).to_le_bytes();
+            *out = [a, b];
         }
     }
 }
 
 for_each_isa! {
-    /// Packs codes of 4 or 2 bits, eight at a time.
-    fn pack_codes(codes: &[u8], bits: u32, out: &mut [u8]) {
-        let codes = codes.as_chunks::<8>().0;
-        if bits == 4 {
-            for (codes, out) in codes.iter().zip(out.as_chunks_mut::<4>().0) {
-                let x = u64::from_le_bytes(*codes);
-                let x = (x | (x >> 4)) & 0x00ff_00ff_00ff_00ff;
-                let x = (x | (x >> 8)) & 0x0000_ffff_0000_ffff;
-                let [a, b, c, d, ..] = (x | (x >> 16)).to_le_bytes();
-                *out = [a, b, c, d];
-            }
-        } else {
-            for (codes, out) in codes.iter().zip(out.as_chunks_mut::<2>().0) {
-                let x = u64::from_le_bytes(*codes);
-                let x = (x | (x >> 6)) & 0x000f_000f_000f_000f;
-                let x = (x | (x >> 12)) & 0x0000_00ff_0000_00ff;
-                let [a, b, ..] = (x | (x >> 24)).to_le_bytes();
-                *out = [a, b];
+    /// Codes of a row and their bytes, for groups that start anew with every head; all of a row in one call.
+    fn code_row(row: &[f32], head: usize, group: usize, bits: u32, steps: &[f32], mins: &[f32], out: &mut [u8]) {
+        let largest = f32::from(u8::MAX >> (8 - bits));
+        let mut codes = [0; STRIP];
+        let mut bytes = out;
+        let groups = row.chunks_exact(head).flat_map(|head| head.chunks(group));
+        for ((values, &step), &min) in groups.zip(steps).zip(mins) {
+            for values in values.chunks(STRIP) {
+                let (now, later) = bytes.split_at_mut(values.len() * bits as usize / 8);
+                if bits == 8 {
+                    code_values(values, min, step, largest, now);
+                } else {
+                    let codes = &mut codes[..values.len()];
+                    code_values(values, min, step, largest, codes);
+                    pack_codes(codes, bits, now);
+                }
+                bytes = later;
             }
         }
     }
@@ -102,10 +123,13 @@ impl MinRow {
         let levels = f32::from(u8::MAX >> (8 - self.bits));
         let mut params = vec![0.0_f32; 2 * blocks];
         let (steps, mins) = params.split_at_mut(blocks);
-        for ((head, steps), mins) in
-            row.chunks_exact(self.head).zip(steps.chunks_mut(head_blocks)).zip(mins.chunks_mut(head_blocks))
+        // Where groups fill heads, a row is one sequence of groups.
+        let run = if self.head.is_multiple_of(self.group) { row.len() } else { self.head };
+        let run_blocks = run.div_ceil(self.group);
+        for ((values, steps), mins) in
+            row.chunks_exact(run).zip(steps.chunks_mut(run_blocks)).zip(mins.chunks_mut(run_blocks))
         {
-            ranges(head, self.group, mins, steps);
+            ranges(values, self.group, mins, steps);
         }
         for (step, min) in steps.iter_mut().zip(&*mins) {
             *step = ((*step - min) / levels).max(1e-5);
@@ -121,23 +145,8 @@ impl MinRow {
         for (half, out) in halves.iter().zip(meta_out.as_chunks_mut::<2>().0) {
             *out = half.to_le_bytes();
         }
-        let mut codes = [0; STRIP];
-        let mut bytes = codes_out;
-        for (index, values) in row.chunks_exact(self.head).flat_map(|head| head.chunks(self.group)).enumerate() {
-            let (step, min) = (params[index], params[blocks + index]);
-            for values in values.chunks(STRIP) {
-                let count = values.len() * self.bits as usize / 8;
-                let (now, later) = bytes.split_at_mut(count);
-                if self.bits == 8 {
-                    code_values(values, min, step, levels, now);
-                } else {
-                    let codes = &mut codes[..values.len()];
-                    code_values(values, min, step, levels, codes);
-                    pack_codes(codes, self.bits, now);
-                }
-                bytes = later;
-            }
-        }
+        let (steps, mins) = params.split_at(blocks);
+        code_row(row, self.head, self.group, self.bits, steps, mins, codes_out);
         true
     }
 }
