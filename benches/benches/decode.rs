@@ -6,6 +6,7 @@
 use candle_core::quantized::GgmlType;
 use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};
 use criterion::{Criterion, Throughput};
+use float8::{F8E4M3, F8E5M2};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use leanbits_benches::floors::{aligned, widen};
@@ -76,6 +77,8 @@ fn table(x: &[f32], title: &str, times: usize) {
     let (mut halves, mut brains) = (vec![f16::ONE; n], vec![bf16::ONE; n]);
     halves.convert_from_f32_slice(x);
     brains.convert_from_f32_slice(x);
+    let e4m3: Vec<F8E4M3> = x.iter().map(|&x| F8E4M3::from_f32(x)).collect();
+    let e5m2: Vec<F8E5M2> = x.iter().map(|&x| F8E5M2::from_f32(x)).collect();
     let total = n * times;
     let mut cases = vec![
         Case::floor("widen 16 bits", 16, total, || into(&|out| widen::<16>(&codes, out, stream))),
@@ -85,6 +88,12 @@ fn table(x: &[f32], title: &str, times: usize) {
         Case::peer("candle Q4_0", "int4-g32", total, || into(&|out| BlockQ4_0::to_float(&q4, out))),
         Case::peer("half f16", "f16", total, || into(&|out| halves.convert_to_f32_slice(out))),
         Case::peer("half bf16", "bf16", total, || into(&|out| brains.convert_to_f32_slice(out))),
+        Case::peer("float8 E4M3", "fp8-e4m3-cast", total, || {
+            into(&|out| out.iter_mut().zip(&e4m3).for_each(|(out, x)| *out = x.to_f32()));
+        }),
+        Case::peer("float8 E5M2", "fp8-e5m2-cast", total, || {
+            into(&|out| out.iter_mut().zip(&e5m2).for_each(|(out, x)| *out = x.to_f32()));
+        }),
     ];
     for &(name, floor) in FORMATS {
         let packed = encode(x, name);

@@ -6,6 +6,7 @@
 use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ8_0};
 use candle_core::quantized::{GgmlDType, GgmlType};
 use criterion::{Criterion, Throughput};
+use float8::{F8E4M3, F8E5M2};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use leanbits_benches::floors::{aligned, narrow4, narrow8, narrow16, read};
@@ -64,6 +65,7 @@ fn table(x: &[f32], title: &str, times: usize) {
     let (mut b16, mut b8, mut b4) = (vec![1_u8; 2 * n + 64], vec![1_u8; n + 64], vec![1_u8; n / 2 + 64]);
     let (mut q8, mut q4) = (vec![BlockQ8_0::zeros(); n / 32], vec![BlockQ4_0::zeros(); n / 32]);
     let (mut halves, mut brains) = (vec![f16::ONE; n], vec![bf16::ONE; n]);
+    let (mut e4m3, mut e5m2) = (vec![F8E4M3::ONE; n], vec![F8E5M2::ONE; n]);
     assert_eq!(BlockQ8_0::DTYPE, GgmlDType::Q8_0, "the peer of int8-g32");
     let again = |encode: &mut dyn FnMut()| (0..times).for_each(|_| encode());
     let total = n * times;
@@ -80,6 +82,12 @@ fn table(x: &[f32], title: &str, times: usize) {
         Case::peer("candle Q4_0", "int4-g32", total, || again(&mut || BlockQ4_0::from_float(x, &mut q4))),
         Case::peer("half f16", "f16", total, || again(&mut || halves.convert_from_f32_slice(x))),
         Case::peer("half bf16", "bf16", total, || again(&mut || brains.convert_from_f32_slice(x))),
+        Case::peer("float8 E4M3", "fp8-e4m3-cast", total, || {
+            again(&mut || e4m3.iter_mut().zip(x).for_each(|(out, &x)| *out = F8E4M3::from_f32(x)));
+        }),
+        Case::peer("float8 E5M2", "fp8-e5m2-cast", total, || {
+            again(&mut || e5m2.iter_mut().zip(x).for_each(|(out, &x)| *out = F8E5M2::from_f32(x)));
+        }),
     ];
     for &(name, floor) in FORMATS {
         let mut packed = PackedTensor::encode(format(name), &tensor).expect("finite values");

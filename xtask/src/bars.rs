@@ -10,7 +10,7 @@ use xtask::{Failure, docs};
 const SECTIONS: &[(&str, usize)] = &[("encode", 2), ("decode", 2), ("products", 4), ("attention", 2), ("tokens", 4)];
 
 /// How the names of rows begin that are other people's crates.
-const PEERS: &[&str] = &["candle", "half", "faer"];
+const PEERS: &[&str] = &["candle", "half", "float8", "faer"];
 
 /// Draws a figure for each section, or checks that it would not change.
 pub(crate) fn run(root: &Path, mode: Mode) -> Result<(), Failure> {
