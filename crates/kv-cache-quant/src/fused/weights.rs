@@ -1,0 +1,136 @@
+//! The weights of attention as integers: products of weights and scales, for [`super::kernels`] to multiply values with.
+#![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
+
+use super::avx512::{Avx512, combine_each, store};
+use super::ints::{IntPlan, MOST_STEPS, RUN};
+use super::kernels::{PAIRS, Turned};
+use super::plan::LANES;
+use std::arch::x86_64::*;
+
+/// Weights of the rows of a run, and its scales.
+pub(super) struct Weights<'a> {
+    pub(super) heads: usize,
+    pub(super) members: usize,
+    /// `[head][member]`, so many from one to the next, for so many rows.
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) count: usize,
+    /// `[head][group][RUN]`; no zero points: code 0 stands for 0, or for the least value of signed ones.
+    pub(super) scales: &'a [f32],
+    pub(super) zeros: &'a [f32],
+}
+
+impl Avx512 {
+    /// Rounds what [`Self::weigh_integers`] multiplies with: of a run, for all heads.
+    pub(super) fn quantize_weights(self, plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turned) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe { quantize_weights_of(plan, weights, turned) }
+    }
+}
+
+/// Products of weights and scales as integers, and the part of the values of code 0: of groups of rows of all heads, sixteen at a
+/// time, so that none waits for the steps of the one before.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turned) {
+    let lanes = if plan.blocks == 1 { 1 } else { LANES };
+    let items = weights.heads * weights.members;
+    turned.weights.resize(items * PAIRS * lanes, 0);
+    turned.steps.resize(items * LANES, 0.0);
+    turned.parts.resize(items * LANES, 0.0);
+    // The code that stands for 0, and one in the middle: rounding counts for what codes differ from it.
+    let lowest = if plan.signed { -f32::from(1_u8 << (plan.bits - 1)) } else { 0.0 };
+    let middle = if plan.signed { -lowest } else { f32::from(u8::MAX >> (8 - plan.bits)) / 2.0 };
+    let groups = (0..weights.heads).flat_map(|head| {
+        let of_item = move |member| (0..plan.blocks).map(move |block| (head, head * weights.members + member, block));
+        (0..weights.members).flat_map(of_item)
+    });
+    let mut groups = groups.fuse();
+    let masks: [u16; RUN / LANES] = std::array::from_fn(|at| {
+        let beyond = (at + 1) * LANES - weights.count.clamp(at * LANES, (at + 1) * LANES);
+        u16::MAX.checked_shr(u32::try_from(beyond).unwrap_or(0)).unwrap_or(0)
+    });
+    loop {
+        let mut some = [(0, 0, 0); LANES];
+        let mut count = 0;
+        for (some, group) in some.iter_mut().zip(&mut groups) {
+            *some = group;
+            count += 1;
+        }
+        if count == 0 {
+            return;
+        }
+        let some = &some[..count];
+        let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
+        let (mut largest, mut mass) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
+        let mut parts = [_mm512_setzero_ps(); LANES];
+        for (index, &(head, item, block)) in some.iter().enumerate() {
+            let own = &weights.values[item * weights.stride..][..weights.count];
+            let place = (head * plan.blocks + block) * RUN;
+            for (at, product) in products[index].iter_mut().enumerate() {
+                let (from, mask) = (at * LANES, masks[at]);
+                // SAFETY: the mask names weights that there are, and as many scales and zero points.
+                unsafe {
+                    let own = _mm512_maskz_loadu_ps(mask, own.as_ptr().wrapping_add(from));
+                    let scales = &weights.scales[place..place + RUN];
+                    *product = _mm512_mul_ps(own, _mm512_maskz_loadu_ps(mask, scales.as_ptr().add(from)));
+                    if !weights.zeros.is_empty() {
+                        let zeros = &weights.zeros[place..place + RUN];
+                        let zeros = _mm512_maskz_loadu_ps(mask, zeros.as_ptr().add(from));
+                        parts[index] = _mm512_fmadd_ps(own, zeros, parts[index]);
+                    }
+                }
+                largest[index] = _mm512_max_ps(largest[index], _mm512_abs_ps(*product));
+                mass[index] = _mm512_add_ps(mass[index], *product);
+            }
+        }
+        let largest = combine_each(&largest, |a, b| _mm512_max_ps(a, b));
+        // A step whose reciprocal is not finite belongs to weights that are nothing.
+        let enough = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(f32::MIN_POSITIVE * MOST_STEPS));
+        let step = _mm512_div_ps(largest, _mm512_set1_ps(MOST_STEPS));
+        let inverse = _mm512_maskz_div_ps(enough, _mm512_set1_ps(1.0), step);
+        let (mut steps, mut inverses) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        store(_mm512_maskz_mov_ps(enough, step), &mut steps);
+        store(inverse, &mut inverses);
+        for (index, &(_, item, block)) in some.iter().enumerate() {
+            let inverse = _mm512_set1_ps(inverses[index]);
+            let n = products[index].map(|product| _mm512_cvtps_epi32(_mm512_mul_ps(product, inverse)));
+            let pairs = &mut turned.weights[item * PAIRS * lanes..][..PAIRS * lanes];
+            let mut split = [[0_i32; LANES]; 2];
+            for (split, x) in split.iter_mut().zip(split_pairs(n)) {
+                // SAFETY: 16 words.
+                unsafe { _mm512_storeu_si512(split.as_mut_ptr().cast(), x) }
+            }
+            if lanes == 1 {
+                pairs.copy_from_slice(split.as_flattened());
+            } else {
+                let places = pairs.iter_mut().skip(block).step_by(lanes);
+                places.zip(split.as_flattened()).for_each(|(place, pair)| *place = *pair);
+            }
+            let total = _mm512_add_epi32(_mm512_add_epi32(n[0], n[1]), _mm512_add_epi32(n[2], n[3]));
+            let lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(steps[index]), mass[index]);
+            parts[index] = _mm512_fmadd_ps(mass[index], _mm512_set1_ps(lowest), parts[index]);
+            parts[index] = _mm512_fmadd_ps(lost, _mm512_set1_ps(middle), parts[index]);
+        }
+        let mut sums = [0.0_f32; LANES];
+        store(combine_each(&parts, |a, b| _mm512_add_ps(a, b)), &mut sums);
+        for ((&(_, item, block), step), sum) in some.iter().zip(steps).zip(sums) {
+            turned.steps[item * LANES + block] = step;
+            turned.parts[item * LANES + block] = sum;
+        }
+    }
+}
+
+/// High and low bytes of numbers of 16 bits: of each four, the high ones, then the low ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn split_pairs(n: [__m512i; RUN / LANES]) -> [__m512i; 2] {
+    let words = [_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3])];
+    let high = words.map(|x| _mm512_srai_epi16::<8>(_mm512_add_epi16(x, _mm512_set1_epi16(128))));
+    // The low byte of what is left is that of the number.
+    let low = words.map(|x| _mm512_and_si512(x, _mm512_set1_epi16(0xff)));
+    let (high, low) = (_mm512_packs_epi16(high[0], high[1]), _mm512_packus_epi16(low[0], low[1]));
+    // Four of number `4 v + l` are word `v` of quarter `l`.
+    let first = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
+    let second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
+    [_mm512_permutex2var_epi32(high, first, low), _mm512_permutex2var_epi32(high, second, low)]
+}
