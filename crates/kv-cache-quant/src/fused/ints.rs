@@ -105,9 +105,9 @@ impl IntPlan {
         self.lane_blocks.len() * self.fields()
     }
 
-    /// Puts sums back in their order: `[register][member][lane]` to `out[element]` of one member.
-    pub(super) fn gather(&self, sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
-        super::plan::gather(&self.places, sums, members, member, out);
+    /// Puts the sums of one member back in their order: `[register][lane]` to `out[element]`.
+    pub(super) fn gather(&self, sums: &[f32], out: &mut [f32]) {
+        super::plan::gather(&self.places, sums, 1, 0, out);
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Turned {
 }
 
 /// Fours of rows of a run.
-pub(super) const QUADS: usize = RUN / 4;
+const QUADS: usize = RUN / 4;
 /// Words of the weights of a run.
 pub(super) const PAIRS: usize = 2 * QUADS;
 

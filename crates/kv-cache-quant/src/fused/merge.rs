@@ -89,7 +89,7 @@ impl Shared<'_> {
         let (sums, zeros) = sums.split_at(vectors * LANES);
         let mut row = vec![0.0; out.len()];
         match &form.ints {
-            Some(plan) => plan.gather(sums, 1, 0, &mut row),
+            Some(plan) => plan.gather(sums, &mut row),
             None => form.plan.gather(sums, 1, 0, &mut row),
         }
         let group = form.plan.rows.group;

@@ -40,26 +40,17 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
     // The code that stands for 0, and one in the middle: rounding counts for what codes differ from it.
     let lowest = if plan.signed { -f32::from(1_u8 << (plan.bits - 1)) } else { 0.0 };
     let middle = if plan.signed { -lowest } else { f32::from(u8::MAX >> (8 - plan.bits)) / 2.0 };
-    let groups = (0..weights.heads).flat_map(|head| {
-        let of_item = move |member| (0..plan.blocks).map(move |block| (head, head * weights.members + member, block));
-        (0..weights.members).flat_map(of_item)
-    });
-    let mut groups = groups.fuse();
+    let mut groups = Vec::with_capacity(items * plan.blocks);
+    for head in 0..weights.heads {
+        for member in 0..weights.members {
+            groups.extend((0..plan.blocks).map(|block| (head, head * weights.members + member, block)));
+        }
+    }
     let masks: [u16; RUN / LANES] = std::array::from_fn(|at| {
         let beyond = (at + 1) * LANES - weights.count.clamp(at * LANES, (at + 1) * LANES);
         u16::MAX.checked_shr(u32::try_from(beyond).unwrap_or(0)).unwrap_or(0)
     });
-    loop {
-        let mut some = [(0, 0, 0); LANES];
-        let mut count = 0;
-        for (some, group) in some.iter_mut().zip(&mut groups) {
-            *some = group;
-            count += 1;
-        }
-        if count == 0 {
-            return;
-        }
-        let some = &some[..count];
+    for some in groups.chunks(LANES) {
         let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
         let (mut largest, mut mass) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
         let mut parts = [_mm512_setzero_ps(); LANES];
