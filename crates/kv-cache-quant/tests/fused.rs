@@ -226,3 +226,20 @@ fn every_number_of_threads_gives_the_same_bits() {
         }
     }
 }
+
+#[test]
+fn attention_over_equal_values_gives_them_whatever_the_splits() {
+    let g = KvGeometry { kv_heads: 2, q_heads: 6, dim_k: 64, dim_v: 64 };
+    for name in ["f32", "f16", "int4-min", "int4-g32-min", "int2-min"] {
+        let method: KvMethod = name.parse().unwrap();
+        let policy = KvPolicy { sinks: 3, window: 5, ..method.policy() };
+        let mut cache = method.cache(g, KeyStorage::PostRope, policy, None).unwrap();
+        let (keys, values) = (rows(g, 700, 9).0, vec![0.75; 700 * g.value_width()]);
+        append(&mut cache, &(keys, values), 0..700);
+        let queries = gaussian(10, 3 * g.q_heads * g.dim_k);
+        for isa in [Isa::Avx512, Isa::Portable] {
+            let found = attend(&cache, &Attention::of(&queries), isa);
+            assert!(found.iter().all(|x| (x - 0.75).abs() < 1e-5), "{name} in {isa:?}: shares of splits add up to 1");
+        }
+    }
+}
