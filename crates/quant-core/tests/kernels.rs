@@ -313,15 +313,51 @@ agrees!(portable, Isa::Portable);
 agrees!(avx2, Isa::Avx2);
 agrees!(avx512, Isa::Avx512);
 
+/// Formats with zero points whose rows fit tiles.
+fn ranges_with_zero() -> Vec<Format> {
+    let mut formats = Vec::new();
+    let scales = [ScaleType::F16, ScaleType::Bf16, ScaleType::F32].map(Scale::Float);
+    let blocks = [16, 32, 64, 128, 256, 512, 1536].map(Block::Group).into_iter().chain([Block::Row]);
+    for (block, scale) in blocks.flat_map(|block| scales.map(|scale| (block, scale))) {
+        for bits in [4, 6, 8] {
+            formats.push(Format { element: Element::Int { bits, rule: IntRule::Asymmetric }, block, scale });
+        }
+    }
+    formats
+}
+
+#[test]
+fn ranges_with_zero_give_the_bytes_of_the_reference() {
+    let mut words = Words(78);
+    for format in ranges_with_zero() {
+        let columns = if format.block == Block::Group(512) { 4608 } else { 3072 };
+        // Values on one side of zero, about it, far from it, zeros alone, and such that scales are no normal numbers.
+        let x: Vec<f32> = (0..2 * columns / 64)
+            .flat_map(|_| {
+                let (center, width) = (words.unit(), words.unit() * (words.unit() * 16.0 - 8.0).exp2());
+                let zeros = words.next().is_multiple_of(8);
+                let values = row(0, 64, &mut words);
+                values.into_iter().map(move |v| if zeros { 0.0_f32.copysign(v) } else { (center + v) * width })
+            })
+            .collect();
+        for isa in Isa::ALL {
+            check(isa, format, &x, &[2, columns]);
+        }
+    }
+}
+
 /// A block of values next to those where the code changes, found by bisection.
 fn next_to_thresholds(grid: &FormatGrid, group: usize, words: &mut Words) -> Vec<f32> {
     // Some are far too large for the tensor's scale, where it has one.
     let far = if group == 16 && words.next().is_multiple_of(8) { 1e12 } else { 1.0 };
     let amax = far * words.unit().abs().max(0.01) * (words.unit() * 6.0).exp2() / 64.0;
-    let params = grid.fit(&[amax], 1.0).unwrap();
-    let code = |bits: u32| grid.encode(&[f32::from_bits(bits)], &params);
-    let mut block = vec![amax];
+    let sign = words.unit();
+    let mut block = vec![amax.copysign(sign), (amax * words.unit().abs().max(0.01)).copysign(-sign)];
+    let params = grid.fit(&block, 1.0).unwrap();
     while block.len() < group {
+        let end = block[(words.next() % 2) as usize];
+        let code = |bits: u32| grid.encode(&[f32::from_bits(bits).copysign(end)], &params);
+        let amax = end.abs();
         let start = words.unit().abs() * amax;
         let (mut low, mut high) = ((0.5 * start).to_bits(), (2.0 * start).min(amax).to_bits());
         while high > low + 1 {
@@ -333,7 +369,7 @@ fn next_to_thresholds(grid: &FormatGrid, group: usize, words: &mut Words) -> Vec
             }
         }
         let value = f32::from_bits((high - 2 + (words.next() % 4) as u32).min(amax.to_bits()));
-        block.push(value.copysign(words.unit()));
+        block.push(value.copysign(end));
     }
     block
 }
@@ -348,6 +384,7 @@ fn values_next_to_thresholds_give_the_bytes_of_the_reference() {
     let mut formats =
         ["int8-g32", "int4-g32", "int4-g128", "nvfp4", "nvint4"].map(|name| name.parse().unwrap()).to_vec();
     formats.extend([full(8, ScaleType::F16), full(6, ScaleType::F32), full(4, ScaleType::Bf16)]);
+    formats.extend(ranges_with_zero().into_iter().filter(|format| format.block == Block::Group(64)));
     for format in formats {
         let Block::Group(group) = format.block else { panic!("{format} has groups") };
         let group = group as usize;

@@ -45,7 +45,7 @@ const STEPS: &[Step] = &[
         &[("Avx512", Call("avx512::encode::fit"))],
         "Fits the first `count` blocks to the extremes in `fitted` and writes their stored scales. False when\n\
          the reference must decide."),
-    step("encode_tiles(plan: &RowEncoder, fitted: &mut Fitted, x: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Option<usize>",
+    step("encode_tiles(plan: &RowEncoder, fitted: &mut Fitted, x: &[f32], codes: &mut [u8], scales: &mut [u8], zeros: &mut [u8]) -> Option<usize>",
         "Some(0)",
         &[("Avx512", Call("avx512::encode::encode_tiles"))],
         "Encodes what it can of a row from its start on, and in one pass: returns how many values, a number\n\

@@ -130,11 +130,12 @@ impl RowEncoder {
     }
 
     /// How many rows are best encoded as one, where they lie side by side: the blocks of a row are whole, and rows of codes
-    /// begin on bytes.
+    /// and of zero points begin on bytes.
     pub(crate) fn rows_together(&self, layout: &Layout) -> usize {
         let whole = layout.block_columns >= LEAST_GROUP && layout.columns.is_multiple_of(layout.block_columns);
-        let bytes = (layout.columns * self.code_bits as usize).is_multiple_of(8);
-        if whole && bytes && self.zero_bits == 0 { (TOGETHER / layout.columns.max(1)).max(1) } else { 1 }
+        let bytes = (layout.columns * self.code_bits as usize).is_multiple_of(8)
+            && (layout.block_columns_count() * self.zero_bits as usize).is_multiple_of(8);
+        if whole && bytes { (TOGETHER / layout.columns.max(1)).max(1) } else { 1 }
     }
 
     fn scale(grid: &FormatGrid) -> Option<(Fit, Store)> {
@@ -208,20 +209,28 @@ impl RowEncoder {
         })
     }
 
-    /// Whether scales follow from least and largest values, and not from magnitudes.
-    pub(super) fn fits_ranges(&self) -> bool {
-        matches!(self.fit, Fit::Symmetric { .. } | Fit::Asymmetric { .. })
+    /// Whether scales follow from largest magnitudes alone.
+    pub(super) fn fits_magnitudes(&self) -> bool {
+        !matches!(self.fit, Fit::Symmetric { .. } | Fit::Asymmetric { .. })
     }
 
-    /// Divisor and least magnitude, where a scale is a largest magnitude divided and stored as f16.
+    /// Whether scales and zero points follow from ranges that include zero.
+    pub(super) fn fits_ranges_with_zero(&self) -> bool {
+        matches!(self.fit, Fit::Asymmetric { rule: IntRule::Asymmetric, .. })
+    }
+
+    /// Divisor and least magnitude, where a scale is a largest magnitude or the width of a range with zero, divided and stored
+    /// as f16.
     pub(super) fn halves(&self) -> Option<(f32, f32)> {
         match (&self.fit, self.store) {
-            (&Fit::Amax { divisor, least }, Store::Two(kind)) if kind.shift == 13 => Some((divisor, least)),
+            (_, Store::Two(kind)) if kind.shift != 13 => None,
+            (&Fit::Amax { divisor, least }, Store::Two(_)) => Some((divisor, least)),
+            (&Fit::Asymmetric { rule: IntRule::Asymmetric, levels }, Store::Two(_)) => Some((levels, 0.0)),
             _ => None,
         }
     }
 
-    /// How many scales large values are at most, where scales are largest magnitudes divided.
+    /// How many scales large values are at most, where scales are largest magnitudes divided, or ranges with zero are wide.
     pub(super) fn reach(&self, divisor: f32, subnormal: bool) -> f32 {
         // Normal scales are rounded by so much at most.
         let rounding = match self.store {
@@ -255,12 +264,13 @@ impl RowEncoder {
             scratch.fitted.zeros.fill(0.0);
         }
         let (bits, scale_bytes) = (self.code_bits as usize, self.scale_bytes());
-        let Some(done) = backend.encode_tiles(self, &mut scratch.fitted, x, out.codes, out.scales) else {
+        let Some(done) = backend.encode_tiles(self, &mut scratch.fitted, x, out.codes, out.scales, out.zeros) else {
             return false;
         };
+        let before = done / self.group;
         let out = Sections {
             codes: &mut out.codes[done * bits / 8..],
-            scales: &mut out.scales[done / self.group * scale_bytes..],
+            scales: &mut out.scales[before * scale_bytes..],
             zeros: out.zeros,
         };
         let x = &x[done..];
@@ -280,7 +290,7 @@ impl RowEncoder {
                     return false;
                 }
             }
-            self.write_zeros(&scratch.fitted.zeros[..count], first, out.zeros);
+            self.write_zeros(&scratch.fitted.zeros[..count], before + first, out.zeros);
         }
         if self.stream {
             backend.fence();
@@ -353,21 +363,28 @@ impl RowEncoder {
         true
     }
 
-    /// Writes zero points from position `first` on; rows of blocks start on a byte.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "zero points are small integers")]
-    fn write_zeros(&self, zeros: &[f32], first: usize, out: &mut [u8]) {
-        match self.zero_bits {
-            0 => {}
-            8 => {
-                for (&zero, byte) in zeros.iter().zip(&mut out[first..]) {
-                    *byte = zero as u8;
-                }
-            }
-            // The bytes were zero before; blocks of a strip need not begin on one.
-            width => {
-                for (i, &zero) in zeros.iter().enumerate() {
-                    let bit = (first + i) * width as usize;
-                    let window = u16::from(zero as u8) << (bit % 8);
+    /// Writes zero points from position `first` on, where all bytes are zero yet; rows of blocks start on a byte.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low byte is the zero point")]
+    pub(super) fn write_zeros(&self, zeros: &[f32], first: usize, out: &mut [u8]) {
+        if self.zero_bits == 0 {
+            return;
+        }
+        let mut codes = [0; BLOCKS];
+        let codes = &mut codes[..zeros.len()];
+        for (code, zero) in codes.iter_mut().zip(zeros) {
+            *code = (zero + MAGIC).to_bits() as u8;
+        }
+        let width = self.zero_bits as usize;
+        let out = &mut out[first * width / 8..];
+        match first * width % 8 {
+            0 if width == 8 => out[..codes.len()].copy_from_slice(codes),
+            0 => ops::pack(codes, self.zero_bits, &mut out[..(codes.len() * width).div_ceil(8)]),
+            // Blocks of a strip need not begin on a byte.
+            start => {
+                for (i, &code) in codes.iter().enumerate() {
+                    let bit = start + i * width;
+                    let window = u16::from(code) << (bit % 8);
                     for (byte, part) in out[bit / 8..].iter_mut().zip(window.to_le_bytes()) {
                         *byte |= part;
                     }
@@ -426,8 +443,7 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        let fitted = Fitted { scales: [1.0; BLOCKS], zeros: [0.0; BLOCKS], high: [0.0; BLOCKS], low: [0.0; BLOCKS], reach: 0.0 };
-        RefCell::new(Scratch { fitted, codes: [0; STRIP], packed: [0; 2 * STRIP] })
+        RefCell::new(Scratch { fitted: Fitted::NEW, codes: [0; STRIP], packed: [0; 2 * STRIP] })
     };
 }
 
@@ -437,12 +453,17 @@ pub(crate) struct Fitted {
     /// What values are divided by or multiplied with. Before: least values or largest magnitudes.
     pub(super) scales: [f32; BLOCKS],
     /// Zero points. Before: largest values.
-    zeros: [f32; BLOCKS],
+    pub(super) zeros: [f32; BLOCKS],
     /// For backends that multiply with reciprocals, see [`Strip`].
     pub(super) high: [f32; BLOCKS],
     pub(super) low: [f32; BLOCKS],
     /// No value is larger than so many scales.
     pub(super) reach: f32,
+}
+
+impl Fitted {
+    pub(super) const NEW: Self =
+        Self { scales: [1.0; BLOCKS], zeros: [0.0; BLOCKS], high: [0.0; BLOCKS], low: [0.0; BLOCKS], reach: 0.0 };
 }
 
 /// See [`Backend::fit`].
@@ -636,7 +657,11 @@ fn fit_ranges(plan: &RowEncoder, scales: &mut [f32], zeros: &mut [f32], reach: &
     if wide || !store_floats(plan.store, scales, out) {
         return false;
     }
-    if let Fit::Asymmetric { levels, .. } = plan.fit {
+    if let Fit::Asymmetric { rule, levels } = plan.fit {
+        if rule == IntRule::Asymmetric {
+            let least = scales.iter().fold(u32::MAX, |least, scale| least.min(scale.to_bits()));
+            *reach = plan.reach(levels, f32::from_bits(least) < LEAST_NORMAL);
+        }
         for ((&scale, zero), &low) in scales.iter().zip(zeros).zip(lows.iter()) {
             // Beyond 1024 the zero point saturates.
             let z = ops::fmin(fmax(-low / scale, -1024.0), 1024.0);

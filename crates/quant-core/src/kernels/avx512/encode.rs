@@ -3,6 +3,7 @@
 //! Rows of whole tiles go through in one pass, see [`tiles`]; what is left, and what needs more, strip by strip.
 
 mod codes;
+mod extremes;
 mod fit;
 mod tiles;
 

@@ -51,8 +51,9 @@ pub(crate) trait Backend: Sync {
         x: &[f32],
         codes: &mut [u8],
         scales: &mut [u8],
+        zeros: &mut [u8],
     ) -> Option<usize> {
-        let _ = (plan, fitted, x, codes, scales);
+        let _ = (plan, fitted, x, codes, scales, zeros);
         Some(0)
     }
 
@@ -348,6 +349,7 @@ impl Backend for Avx512 {
         x: &[f32],
         codes: &mut [u8],
         scales: &mut [u8],
+        zeros: &mut [u8],
     ) -> Option<usize> {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
         fn compiled(
@@ -356,12 +358,13 @@ impl Backend for Avx512 {
             x: &[f32],
             codes: &mut [u8],
             scales: &mut [u8],
+            zeros: &mut [u8],
         ) -> Option<usize> {
-            avx512::encode::encode_tiles(plan, fitted, x, codes, scales)
+            avx512::encode::encode_tiles(plan, fitted, x, codes, scales, zeros)
         }
 
         // SAFETY: a value of `Self` proves the features.
-        unsafe { compiled(plan, fitted, x, codes, scales) }
+        unsafe { compiled(plan, fitted, x, codes, scales, zeros) }
     }
 
     fn encode_blocks(&self, strip: &ops::Strip<'_>, codes: &mut [u8]) -> bool {

@@ -112,11 +112,12 @@ pub(super) fn constants(element: &Element, positive_zero: bool) -> Constants {
     match element {
         &Element::Int { factor, low, high } => {
             let byte = |v: f32| _mm512_set1_epi8((v as i16).to_le_bytes()[0].cast_signed());
-            // Codes begin half a code below their numbers.
-            if high < 32.0 {
-                fixed_point(192.5, 0)
+            // Codes begin half a code below their numbers; with a zero point they begin at 0.
+            let middle = if low < 0.0 { 0.0 } else { (high + 1.0) / 2.0 };
+            if high < 64.0 {
+                fixed_point(192.5 - middle, 0)
             } else {
-                fixed_point(768.5, 2)
+                fixed_point(768.5 - middle, 2)
             }
             all.factor = _mm512_set1_ps(factor);
             (all.least, all.most) = (byte(low), byte(high));
@@ -276,11 +277,19 @@ pub(super) fn quarters(i: usize) -> __m512i {
     }
 }
 
-/// How many scales large values may be for [`fixed`]; negative for elements that it does not know.
+/// How many scales large values may be for [`fixed`], and how many wide their ranges; negative for elements that it does not
+/// know.
 pub(super) fn fixed_reach(element: &Element) -> f32 {
     match element {
-        Element::Int { high, .. } if *high < 32.0 => 60.0,
-        Element::Int { .. } => 240.0,
+        &Element::Int { low, high, .. } if low < 0.0 => {
+            if high < 64.0 {
+                60.0
+            } else {
+                240.0
+            }
+        }
+        // Scales of 4-bit codes that are no normal numbers may make ranges twice as wide.
+        Element::Int { high, .. } => ops::fmax(high + 1.0, 32.0),
         Element::Float(kind) if kind.max == 6.0_f32.to_bits() && kind.shift == 22 => 15.0,
         _ => -1.0,
     }
@@ -311,20 +320,27 @@ pub(super) fn near_reciprocals(scales: &[f32], out: &mut [f32]) -> bool {
 ///
 /// Quotients are taken as fixed-point numbers: `x·high + point` has one in its low bits whose fraction is, after a shift, the
 /// low 16 bits, and what stands above them tells between which two thresholds of the element it lies. In units of the last
-/// place it differs by less than 1 from what the reference compares: the sum is rounded by 1/2 at most; quotients are below
-/// 15 in units of 2^-18, 60 in units of 2^-16 or 240 in units of 2^-14 (see [`fixed_reach`]), which is 15/64 · 2^24 units; the
-/// reference rounds them by 2^-24 of that at most, and `high` is off by 17/16 · 2^-24: together less than 1/2. So where the
-/// fraction is not zero, the reference's quotient lies strictly between the same thresholds; where it is, only a division
-/// tells.
+/// place it differs by less than 1 from what the reference compares: the sum is rounded by 1/2 at most; quotients are at most
+/// 16 in units of 2^-18, 64 in units of 2^-16 or 256 in units of 2^-14 (see [`fixed_reach`]), which is 2^22 units; the
+/// reference rounds numbers up to there by 1/8 at most, and `high` is off by 17/16 · 2^-24, which makes 17/64: together 57/64.
+/// So where the fraction is not zero, the reference's quotient lies strictly between the same thresholds; where it is, only a
+/// division tells.
+///
+/// The sum stays between the powers of two around `point`, to which zero points are added. Where a zero point was not
+/// clamped, it and quotients add up to -1/2 at least and to 1/2 more than the range is wide in scales at most; where it was
+/// clamped to the largest code, to less than the width, and to no less below zero than the width is above the largest code. So
+/// these numbers lie from -1 to 257 with 8 bits, from -1 to 65 with 6 and from -17 to 33 with 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 pub(super) fn fixed<const KIND: u8, const BITS: u32>(
     x: [__m512; 4],
     high: [__m512; 4],
+    zero: [__m512; 4],
     all: &Constants,
 ) -> (__m512i, bool) {
     let number = |i: usize| {
-        let sum = _mm512_castps_si512(_mm512_fmadd_ps(x[i], high[i], all.point));
+        let point = if KIND == UNSIGNED { _mm512_add_ps(all.point, zero[i]) } else { all.point };
+        let sum = _mm512_castps_si512(_mm512_fmadd_ps(x[i], high[i], point));
         if BITS == 8 { _mm512_slli_epi32::<2>(sum) } else { sum }
     };
     let n = [number(0), number(1), number(2), number(3)];
@@ -336,11 +352,14 @@ pub(super) fn fixed<const KIND: u8, const BITS: u32>(
         let words = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(a), b);
         _mm512_sub_epi16(words, all.base)
     };
-    let bytes = _mm512_packs_epi16(upper(n[0], n[1]), upper(n[2], n[3]));
-    let bytes = if KIND == SIGNED {
-        _mm512_min_epi8(_mm512_max_epi8(bytes, all.least), all.most)
-    } else {
-        e2m1_of_quarters(bytes)
+    let words = [upper(n[0], n[1]), upper(n[2], n[3])];
+    let bytes = match KIND {
+        UNSIGNED => _mm512_min_epu8(_mm512_packus_epi16(words[0], words[1]), all.most),
+        SIGNED => {
+            let bytes = _mm512_packs_epi16(words[0], words[1]);
+            _mm512_min_epi8(_mm512_max_epi8(bytes, all.least), all.most)
+        }
+        _ => e2m1_of_quarters(_mm512_packs_epi16(words[0], words[1])),
     };
     let order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
     (_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order)), certain)

@@ -3,9 +3,9 @@
 use super::super::super::RowEncoder;
 use super::super::super::encode::{self as plain, Fitted, Kind};
 use super::super::super::ops::{self, Element, Unit};
-use super::super::{fold_pairs, fold_quads, fold_words, max_of_each, prefetch};
-use super::codes::{self, load, magnitude};
-use super::tiles::{AHEAD, BLOCKS, PIECES, Piece, Rows, TILE};
+use super::codes::{self, UNSIGNED, magnitude};
+use super::extremes::{Extremes, flip};
+use super::tiles::{BLOCKS, Rows, TILE};
 use super::{divides_exactly, reciprocals};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -15,113 +15,14 @@ pub(super) struct Params {
     pub(super) scales: [f32; BLOCKS],
     pub(super) high: [f32; BLOCKS],
     pub(super) low: [f32; BLOCKS],
+    pub(super) zeros: [f32; BLOCKS],
     /// Whether values lie within the range of [`codes::fixed`].
     pub(super) fixed: bool,
 }
 
 impl Params {
-    pub(super) const ONE: Self = Self { scales: [1.0; BLOCKS], high: [1.0; BLOCKS], low: [0.0; BLOCKS], fixed: false };
-}
-
-/// Largest magnitudes of the pieces of a tile, a vector each: of blocks of 64 values and more in each lane; of shorter ones
-/// folded until one vector holds all blocks.
-pub(super) struct Extremes {
-    pieces: [__m512i; PIECES],
-    /// Values of a block, in a tile.
-    pub(super) group: usize,
-    /// Of the tiles so far of a block that is longer than one.
-    block: __m512i,
-}
-
-impl Extremes {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn new(group: usize) -> Self {
-        let nothing = _mm512_setzero_si512();
-        Self { pieces: [nothing; PIECES], group, block: nothing }
-    }
-
-    /// Takes 64 values, the `piece`-th of a tile; there are `KEPT` blocks of them, or they are a part of one.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn take<const KEPT: usize>(&mut self, piece: usize, x: &Piece) {
-        let [a, b, c, d] = load(x).map(|x| magnitude(x));
-        self.pieces[piece % PIECES] = match KEPT {
-            4 => fold_pairs(fold_words(a, b), fold_words(c, d)),
-            2 => fold_words(_mm512_max_epu32(a, b), _mm512_max_epu32(c, d)),
-            _ => _mm512_max_epu32(_mm512_max_epu32(a, b), _mm512_max_epu32(c, d)),
-        };
-    }
-
-    /// The same whatever blocks are made of.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn take_tile(&mut self, x: &[Piece], group: usize) {
-        for (piece, x) in x.iter().enumerate() {
-            for line in x.as_chunks::<16>().0 {
-                prefetch(line, AHEAD);
-            }
-            match group {
-                16 => self.take::<4>(piece, x),
-                32 => self.take::<2>(piece, x),
-                _ => self.take::<1>(piece, x),
-            }
-        }
-    }
-
-    /// Folds a tile of a block of several; the first, or further ones.
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn take_block(&mut self, pieces: usize, first: bool) {
-        let mut all = self.pieces[0];
-        for &piece in &self.pieces[1..pieces] {
-            all = _mm512_max_epu32(all, piece);
-        }
-        self.block = if first { all } else { _mm512_max_epu32(self.block, all) };
-    }
-
-    /// Writes the maxima of blocks, in order. Some stand in for those that fill up a vector, as zero may have a slow
-    /// reciprocal.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn store(&self, count: usize, out: &mut [f32; ops::BLOCKS]) {
-        let pieces = &self.pieces;
-        let mut put = |i: usize, v: __m512i| {
-            // SAFETY: the slice is checked to hold 16 floats.
-            unsafe { _mm512_storeu_si512(out[16 * i..][..16].as_mut_ptr().cast(), v) };
-        };
-        match self.group {
-            16 => {
-                for (i, &quads) in pieces.as_chunks::<4>().0.iter().enumerate().take(count / 16) {
-                    put(i, fold_quads(quads));
-                }
-            }
-            32 => {
-                for (i, words) in pieces.as_chunks::<8>().0.iter().enumerate().take(count / 16) {
-                    put(i, fold_quads([0, 2, 4, 6].map(|i| fold_pairs(words[i], words[i + 1]))));
-                }
-            }
-            64 => {
-                for (i, &blocks) in pieces.as_chunks::<16>().0.iter().enumerate().take(count / 16) {
-                    put(i, max_of_each(blocks));
-                }
-            }
-            _ if count == 1 => put(0, max_of_each([self.block; 16])),
-            128 => put(0, max_of_each(self.blocks_of::<2>())),
-            256 => put(0, max_of_each(self.blocks_of::<4>())),
-            _ => put(0, max_of_each(self.blocks_of::<8>())),
-        }
-    }
-
-    /// Blocks of `N` pieces, as many as a tile has at most, then the same again.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn blocks_of<const N: usize>(&self) -> [__m512i; 16] {
-        let blocks = self.pieces.as_chunks::<N>().0;
-        std::array::from_fn(|i| {
-            let block = blocks[i % (PIECES / N)];
-            block[1..].iter().fold(block[0], |all, &piece| _mm512_max_epu32(all, piece))
-        })
-    }
+    pub(super) const ONE: Self =
+        Self { scales: [1.0; BLOCKS], high: [1.0; BLOCKS], low: [0.0; BLOCKS], zeros: [0.0; BLOCKS], fixed: false };
 }
 
 /// From extremes to what divides or multiplies, in phases. Counts are constants here, which makes straight lines of loops.
@@ -149,17 +50,21 @@ impl<'a> Fitting<'a> {
     /// Fits the first block and finds the extremes of the tile after it. False when codes cannot be made in these loops,
     /// `None` when the reference must decide.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn begin(&mut self, rows: &mut Rows<'_>, params: &mut Params) -> Option<bool> {
+    pub(super) fn begin<const KIND: u8, const KEPT: usize>(
+        &mut self,
+        rows: &mut Rows<'_>,
+        params: &mut Params,
+    ) -> Option<bool> {
         if self.plan.unit == Unit::Keep {
             return Some(true);
         }
         for i in 0..rows.tiles.min(rows.per_block + 1) {
-            self.extremes.take_tile(rows.tile(i), self.plan.group);
+            self.extremes.take_tile::<KIND, KEPT>(rows.tile(i));
             if self.count == 1 {
-                self.extremes.take_block(rows.tile / 64, i % rows.per_block == 0);
+                self.extremes.take_block::<KIND>(rows.tile / 64, i % rows.per_block == 0);
             }
             if i + 1 == rows.per_block {
-                self.phases(0..Self::PHASES, &mut rows.scales[..rows.stored], params)?;
+                self.phases::<KIND>(0..Self::PHASES, rows, 0, params)?;
             }
         }
         Some(self.possible)
@@ -170,17 +75,35 @@ impl<'a> Fitting<'a> {
         self.count.next_multiple_of(16)
     }
 
-    /// Does some phases; `None` when the reference must decide. Called cold, so that the loop around it keeps its registers.
+    /// Does some phases for the blocks from the `first` on; `None` when the reference must decide. Called cold, so that the
+    /// loop around it keeps its registers.
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn phases(&mut self, phases: Range<usize>, out: &mut [u8], params: &mut Params) -> Option<()> {
+    pub(super) fn phases<const KIND: u8>(
+        &mut self,
+        phases: Range<usize>,
+        rows: &mut Rows<'_>,
+        first: usize,
+        params: &mut Params,
+    ) -> Option<()> {
         for phase in phases {
             match phase {
-                0 => self.extremes(),
-                1 => self.scales(out)?,
-                2 => self.reciprocals(),
-                _ => self.give(params),
+                0 => self.extremes::<KIND>()?,
+                1 => {
+                    let out = rows.scales.get_mut(first * rows.stored..(first + self.count) * rows.stored)?;
+                    match self.plan.halves() {
+                        Some((divisor, least)) => self.halves(divisor, least, out)?,
+                        None => self.scales(out)?,
+                    }
+                }
+                2 => {
+                    self.reciprocals();
+                    if KIND == UNSIGNED {
+                        self.zeros(rows.zeros, first);
+                    }
+                }
+                _ => self.give::<KIND>(params),
             }
         }
         Some(())
@@ -188,16 +111,38 @@ impl<'a> Fitting<'a> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn extremes(&mut self) {
-        self.extremes.store(self.count, &mut self.fitted.scales);
+    fn extremes<const KIND: u8>(&mut self) -> Option<()> {
+        self.extremes.store::<KIND>(self.count, self.fitted);
+        if KIND == UNSIGNED { self.ranges() } else { Some(()) }
+    }
+
+    /// From bits to the ends of ranges with zero as the plain kernels take them, or for [`Self::halves`] to widths and what of
+    /// them lies below zero; `None` when a value is not finite.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn ranges(&mut self) -> Option<()> {
+        let (zero, infinite) = (_mm512_setzero_si512(), _mm512_set1_epi32(ops::INFINITE.cast_signed()));
+        let (mut refused, count, widths) = (0, self.padded(), self.plan.halves().is_some());
+        let least = self.fitted.scales[..count].as_chunks_mut::<16>().0.iter_mut();
+        for (least, most) in least.zip(self.fitted.zeros.as_chunks_mut::<16>().0) {
+            // SAFETY: both are references to 16 floats.
+            unsafe {
+                let low = _mm512_min_epi32(_mm512_loadu_si512(least.as_ptr().cast()), zero);
+                let high = _mm512_max_epi32(flip(_mm512_loadu_si512(most.as_ptr().cast())), zero);
+                let (low, high) = (_mm512_castsi512_ps(low), _mm512_castsi512_ps(high));
+                let largest = _mm512_max_epu32(magnitude(low), magnitude(high));
+                refused |= _mm512_cmpge_epu32_mask(largest, infinite);
+                let (first, second) = if widths { width(low, high) } else { (low, high) };
+                _mm512_storeu_ps(least.as_mut_ptr(), first);
+                _mm512_storeu_ps(most.as_mut_ptr(), second);
+            }
+        }
+        (refused == 0).then_some(())
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     fn scales(&mut self, out: &mut [u8]) -> Option<()> {
-        if let Some((divisor, least)) = self.plan.halves() {
-            return self.halves(divisor, least, out);
-        }
         let by_vectors = |steps: &[f32; 128], codes: &[u8], taken: &mut [f32]| {
             for (codes, taken) in codes.as_chunks().0.iter().zip(taken.as_chunks_mut().0) {
                 lookup128(steps, codes, taken);
@@ -255,6 +200,25 @@ impl<'a> Fitting<'a> {
         (refused == 0).then_some(())
     }
 
+    /// Writes zero points; divides what lies below zero where scales are those of [`Self::halves`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    fn zeros(&mut self, out: &mut [u8], first: usize) {
+        if let Some((levels, _)) = self.plan.halves() {
+            let (levels, count) = (_mm512_set1_ps(levels), self.padded());
+            let scales = self.fitted.scales[..count].as_chunks::<16>().0.iter();
+            for (scale, zero) in scales.zip(self.fitted.zeros.as_chunks_mut::<16>().0) {
+                // SAFETY: both are references to 16 floats.
+                unsafe {
+                    let point = _mm512_div_ps(_mm512_loadu_ps(zero.as_ptr()), _mm512_loadu_ps(scale.as_ptr()));
+                    let point = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(_mm512_min_ps(point, levels));
+                    _mm512_storeu_ps(zero.as_mut_ptr(), point);
+                }
+            }
+        }
+        self.plan.write_zeros(&self.fitted.zeros[..self.count], first, out);
+    }
+
     /// Reciprocals of scales for [`codes::fixed`], or for the quotients of other elements.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
@@ -279,7 +243,7 @@ impl<'a> Fitting<'a> {
     /// Hands over what was computed.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn give(&mut self, params: &mut Params) {
+    fn give<const KIND: u8>(&mut self, params: &mut Params) {
         let count = self.padded();
         let copy = |from: &[f32; ops::BLOCKS], to: &mut [f32; BLOCKS]| {
             let sixteens = from.as_chunks::<16>().0.iter().zip(to.as_chunks_mut::<16>().0);
@@ -289,6 +253,9 @@ impl<'a> Fitting<'a> {
             }
         };
         copy(&self.fitted.scales, &mut params.scales);
+        if KIND == UNSIGNED {
+            copy(&self.fitted.zeros, &mut params.zeros);
+        }
         if self.plan.unit == Unit::Divide {
             copy(&self.fitted.high, &mut params.high);
             if !self.fixed {
@@ -297,6 +264,15 @@ impl<'a> Fitting<'a> {
         }
         params.fixed = self.fixed;
     }
+}
+
+/// Widths of ranges with zero and what of them lies below; of those that are zero alone, the range is -1 to 1.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn width(low: __m512, high: __m512) -> (__m512, __m512) {
+    let (width, below) = (_mm512_sub_ps(high, low), _mm512_sub_ps(_mm512_setzero_ps(), low));
+    let flat = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(width, _mm512_setzero_ps());
+    (_mm512_mask_mov_ps(width, flat, _mm512_set1_ps(2.0)), _mm512_mask_mov_ps(below, flat, _mm512_set1_ps(1.0)))
 }
 
 /// The entries of 16 codes below 128 in a table, by permutations, which are quicker than reading them one by one.

@@ -9,7 +9,9 @@ use super::super::super::encode::{Fitted, Kind};
 use super::super::super::ops::{self, Bins, Element, SmallFloat, Unit};
 use super::super::lines::Lines;
 use super::super::prefetch;
-use super::codes::{self, BOOK, Constants, DIVIDE, FLOAT, KEEP, Lanes, MULTIPLY, QUOTIENT, SIGNED, load, magnitude};
+use super::codes::{
+    self, BOOK, Constants, DIVIDE, FLOAT, KEEP, Lanes, MULTIPLY, QUOTIENT, SIGNED, UNSIGNED, load, magnitude,
+};
 use super::fit::{Fitting, Params};
 use std::arch::x86_64::*;
 
@@ -34,7 +36,7 @@ pub(super) type Piece = [f32; 64];
 const EXACT_TILES: u32 = 8;
 
 /// Encodes the tiles of rows, see [`tiles`].
-type Coder = unsafe fn(&Constants, Fitting<'_>, Params, Lines<'_>, Rows<'_>) -> Option<usize>;
+type Coder = unsafe fn(&Constants, Fitting<'_>, Lines<'_>, Rows<'_>) -> Option<usize>;
 
 /// See [`Backend::encode_tiles`](super::super::super::Backend::encode_tiles).
 #[inline]
@@ -45,8 +47,10 @@ pub(crate) fn encode_tiles(
     x: &[f32],
     codes: &mut [u8],
     scales: &mut [u8],
+    zeros: &mut [u8],
 ) -> Option<usize> {
-    if !Lines::fit(codes, plan.stream) || plan.fits_ranges() || plan.negative_zero.is_some() {
+    let extremes = plan.fits_magnitudes() || plan.fits_ranges_with_zero();
+    if !Lines::fit(codes, plan.stream) || !extremes || plan.negative_zero.is_some() {
         return Some(0);
     }
     let element = match &plan.element {
@@ -58,23 +62,22 @@ pub(crate) fn encode_tiles(
         return Some(0);
     }
     let Some(coder) = coder(plan, element) else { return Some(0) };
-    let mut rows = Rows::new(plan, x, scales);
-    let (mut fitting, mut params) = (Fitting::new(plan, fitted, &rows), Params::ONE);
-    if rows.tiles == 0 || !fitting.begin(&mut rows, &mut params)? {
+    let rows = Rows::new(plan, x, scales, zeros);
+    if rows.tiles == 0 {
         return Some(0);
     }
+    let fitting = Fitting::new(plan, fitted, &rows);
     let codes = &mut codes[..rows.tiles * rows.tile / 8 * plan.code_bits as usize];
     // SAFETY: coders need the features of this function.
-    unsafe {
-        coder(&codes::constants(element, plan.positive_zero), fitting, params, Lines::new(codes, plan.stream), rows)
-    }
+    unsafe { coder(&codes::constants(element, plan.positive_zero), fitting, Lines::new(codes, plan.stream), rows) }
 }
 
 /// The loop for a format; `None` where there is none.
 fn coder(plan: &RowEncoder, element: &Element) -> Option<Coder> {
     match (element, plan.unit) {
         (Element::Int { .. }, Unit::Multiply) => of_bits::<MULTIPLY, SIGNED>(plan),
-        (Element::Int { .. }, Unit::Divide) => of_bits::<QUOTIENT, SIGNED>(plan),
+        (&Element::Int { low, .. }, Unit::Divide) if low < 0.0 => of_bits::<QUOTIENT, SIGNED>(plan),
+        (Element::Int { .. }, Unit::Divide) => of_bits::<QUOTIENT, UNSIGNED>(plan),
         (Element::Float(_), Unit::Keep) => of_bits::<KEEP, FLOAT>(plan),
         (Element::Float(_), Unit::Multiply) => of_bits::<MULTIPLY, FLOAT>(plan),
         (Element::Float(_), Unit::Divide) => of_bits::<QUOTIENT, FLOAT>(plan),
@@ -139,8 +142,10 @@ pub(super) struct Rows<'a> {
     x: &'a [f32],
     /// Where scales go.
     pub(super) scales: &'a mut [u8],
-    /// Bytes of the scales of a tile or of a block of several.
+    /// Bytes of one.
     pub(super) stored: usize,
+    /// Where zero points go.
+    pub(super) zeros: &'a mut [u8],
     /// Values of a tile.
     pub(super) tile: usize,
     /// Tiles of a block, if it has several.
@@ -150,13 +155,13 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(plan: &RowEncoder, x: &'a [f32], scales: &'a mut [u8]) -> Self {
+    fn new(plan: &RowEncoder, x: &'a [f32], scales: &'a mut [u8], zeros: &'a mut [u8]) -> Self {
         let group = if plan.unit == Unit::Keep { TILE } else { plan.group };
         let tile =
             if TILE.is_multiple_of(group) { TILE } else { 1 << group.trailing_zeros().min(TILE.trailing_zeros()) };
         let per_block = group.div_ceil(tile);
-        let stored = tile / group.min(tile) * plan.scale_bytes();
-        Self { x, scales, stored, tile, per_block, tiles: x.len() / (per_block * tile) * per_block }
+        let tiles = x.len() / (per_block * tile) * per_block;
+        Self { x, scales, stored: plan.scale_bytes(), zeros, tile, per_block, tiles }
     }
 
     pub(super) fn tile(&self, i: usize) -> &'a [Piece] {
@@ -171,11 +176,14 @@ impl<'a> Rows<'a> {
 fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
     all: &Constants,
     mut fitting: Fitting<'_>,
-    params: Params,
     mut lines: Lines<'_>,
-    rows: Rows<'_>,
+    mut rows: Rows<'_>,
 ) -> Option<usize> {
     let all = *all;
+    let mut params = [Params::ONE; 2];
+    if !fitting.begin::<KIND, KEPT>(&mut rows, &mut params[0])? {
+        return Some(0);
+    }
     // Pieces that fill whole lines.
     let step = match BITS {
         8 => 1,
@@ -184,13 +192,12 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
     };
     let part_pieces = rows.tile / 64 / PARTS;
     let shift = (fitting.extremes.group / 64).max(1).trailing_zeros();
-    let mut params = [params, Params::ONE];
     let mut turn = false;
     let mut largest = _mm512_setzero_si512();
     let mut exact_tiles = 0_u32;
     let mut done = rows.tiles;
-    // Tiles left of the block whose codes are made, and where the scales of the next go.
-    let (mut left, mut scales) = (rows.per_block, rows.stored);
+    // Tiles left of the block whose codes are made, and the number of the next.
+    let (mut left, mut block) = (rows.per_block, fitting.count);
     for i in 0..rows.tiles {
         if i == done {
             break;
@@ -207,9 +214,8 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
         let mut uncertain = 0;
         for (part, (x, next)) in x.chunks_exact(part_pieces).zip(next.chunks_exact(part_pieces)).enumerate() {
             if fits {
-                let out = rows.scales.get_mut(scales..scales + rows.stored)?;
                 let phases = Fitting::PHASES / PARTS;
-                fitting.phases(phases * part..phases * (part + 1), out, next_params)?;
+                fitting.phases::<KIND>(phases * part..phases * (part + 1), &mut rows, block, next_params)?;
             }
             for (at, (x, next)) in x.chunks_exact(step).zip(next.chunks_exact(step)).enumerate() {
                 let mut bytes = [_mm512_setzero_si512(); 4];
@@ -224,11 +230,13 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
                             largest = _mm512_max_epu32(largest, magnitude(x));
                         }
                     } else {
-                        fitting.extremes.take::<KEPT>(p, next);
+                        fitting.extremes.take::<KIND, KEPT>(p, next);
                     }
                     if fixed {
-                        let high = blocks_of::<KEPT>(p, shift).map(|i| _mm512_set1_ps(params.high[i]));
-                        let (some, all_certain) = codes::fixed::<KIND, BITS>(x, high, &all);
+                        let of =
+                            |params: &[f32; BLOCKS]| blocks_of::<KEPT>(p, shift).map(|i| _mm512_set1_ps(params[i]));
+                        let (high, zero) = (of(&params.high), of(&params.zeros));
+                        let (some, all_certain) = codes::fixed::<KIND, BITS>(x, high, zero, &all);
                         *bytes = some;
                         if !all_certain {
                             uncertain += 1;
@@ -255,14 +263,14 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
         exact_tiles = if uncertain > TILE / 128 { EXACT_TILES } else { exact_tiles.saturating_sub(1) };
         if fits {
             turn = !turn;
-            scales += rows.stored;
+            block += fitting.count;
             if !fitting.possible {
                 done = i + 1;
             }
         }
         if UNIT != KEEP && fitting.count == 1 {
             // A block begins one block and one tile further than another's last tile.
-            fitting.extremes.take_block(rows.tile / 64, left == 0);
+            fitting.extremes.take_block::<KIND>(rows.tile / 64, left == 0);
         }
         left = if left == 0 { rows.per_block } else { left };
     }
@@ -272,7 +280,7 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
 
 /// Whether [`codes::fixed`] knows such codes.
 const fn can_be_fixed<const UNIT: u8, const KIND: u8, const BITS: u32>() -> bool {
-    UNIT == QUOTIENT && (KIND == SIGNED || (KIND == FLOAT && BITS == 4))
+    UNIT == QUOTIENT && (KIND == SIGNED || KIND == UNSIGNED || (KIND == FLOAT && BITS == 4))
 }
 
 /// Which block of a tile each vector of a piece belongs to; a block of several pieces has two to the `shift`.
@@ -297,7 +305,8 @@ fn any_piece<const UNIT: u8, const KIND: u8>(
 ) -> __m512i {
     let code = std::array::from_fn(|i| {
         let of = |params: &[f32; BLOCKS]| _mm512_set1_ps(params[blocks[i]]);
-        let lanes = Lanes { scale: of(&params.scales), high: of(&params.high), low: of(&params.low), zero: all.factor };
+        let (scale, high, low, zero) = (of(&params.scales), of(&params.high), of(&params.low), of(&params.zeros));
+        let lanes = Lanes { scale, high, low, zero };
         codes::sixteen::<UNIT, KIND>(x[i], lanes, *all)
     });
     codes::bytes::<KIND>(code, *all)
@@ -309,4 +318,39 @@ fn any_piece<const UNIT: u8, const KIND: u8>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn exact_piece<const KIND: u8>(x: &Piece, blocks: [usize; 4], params: &Params, all: &Constants) -> __m512i {
     any_piece::<DIVIDE, KIND>(load(x), blocks, params, all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::Isa;
+    use super::*;
+    use crate::{Format, FormatGrid, Layout};
+
+    /// How many of a row's 4096 values go through tiles.
+    fn in_tiles(name: &str) -> Option<usize> {
+        let format: Format = name.parse().expect("the format has a name");
+        let (grid, layout) = (FormatGrid::new(format, 1.0).unwrap(), Layout::new(format, &[1, 4096]).unwrap());
+        let plan = RowEncoder::new(&grid, &layout).expect("kernels encode the format");
+        let x: Vec<f32> = (0..4096_u16).map(|i| f32::from(i * 7919 % 1009) / 512.0 - 1.0).collect();
+        let mut sections = [layout.code_bytes(), layout.scale_bytes(), layout.zero_bytes()].map(|len| vec![0; len]);
+        let [codes, scales, zeros] = &mut sections;
+        Isa::Avx512.backend().encode_tiles(&plan, &mut Fitted::NEW.clone(), &x, codes, scales, zeros)
+    }
+
+    #[test]
+    fn the_usual_formats_are_encoded_in_one_pass() {
+        if !Isa::Avx512.is_available() {
+            eprintln!("skipped: the CPU lacks AVX-512");
+            return;
+        }
+        let ranges =
+            ["int8-asym", "int4-asym", "int6-asym-g64", "int4-asym-g32", "int4-asym-g128-bf16", "int8-asym-g16-f32"];
+        let magnitudes = ["int8", "int4-g32", "int4-g128", "fp8-e4m3", "mxfp4", "mxfp6-e2m3", "nvfp4", "nf4", "bf16"];
+        for name in ranges.into_iter().chain(magnitudes) {
+            assert_eq!(in_tiles(name), Some(4096), "{name}");
+        }
+        for name in ["int4-awqasym-g32", "int3-asym-g128", "int8-asym-g40"] {
+            assert_eq!(in_tiles(name), Some(0), "{name}");
+        }
+    }
 }
