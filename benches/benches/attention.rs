@@ -46,6 +46,9 @@ fn main() {
     if !asked("--table") && !asked("--attention") {
         criterion();
     }
+    if asked("--seal") {
+        return seal();
+    }
     if !asked("--grouped") {
         attention(32, 32);
     }
@@ -75,13 +78,14 @@ fn geometry(kv_heads: usize, q_heads: usize) -> KvGeometry {
     KvGeometry { kv_heads, q_heads, dim_k: DIM, dim_v: DIM }
 }
 
-/// The methods that are named on the command line; all, where none is.
+/// Whether a method is named on the command line, or none is.
+fn is_named(method: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
+    named.peek().is_none() || named.any(|name| name == method)
+}
+
 fn methods() -> Vec<[&'static str; 2]> {
-    let asked = |[method, _]: &[&str; 2]| {
-        let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
-        named.peek().is_none() || named.any(|name| name == *method)
-    };
-    METHODS.into_iter().filter(asked).collect()
+    METHODS.into_iter().filter(|[method, _]| is_named(method)).collect()
 }
 
 /// Attention of one query.
@@ -175,35 +179,44 @@ fn two_threads() {
     }
 }
 
-/// What appending a token costs: packing its row.
+/// What appending a token costs: packing its row. Rows are in the second-level cache, as those are that a layer has just
+/// computed.
 fn seal() {
-    const ROWS: usize = 2048;
+    const ROWS: usize = 16;
+    const TIMES: usize = 128;
     let width = 32 * DIM;
     let x = weights(ROWS * width);
     let codes = RefCell::new(vec![0_u8; x.len() + 64]);
     let into = |count: usize, narrow: &dyn Fn(&mut [u8])| narrow(aligned(&mut codes.borrow_mut(), count));
     let mut cases = vec![
-        Case::floor("narrow to 8 bits", 8, x.len(), || into(x.len(), &|out| narrow8(&x, out))),
-        Case::floor("narrow to 4 bits", 4, x.len(), || into(x.len() / 2, &|out| narrow4(&x, out))),
+        Case::floor("narrow to 8 bits", 8, TIMES * x.len(), || {
+            (0..TIMES).for_each(|_| into(x.len(), &|out| narrow8(&x, out)));
+        }),
+        Case::floor("narrow to 4 bits", 4, TIMES * x.len(), || {
+            (0..TIMES).for_each(|_| into(x.len() / 2, &|out| narrow4(&x, out)));
+        }),
     ];
-    for (name, floor) in [("int8", 8), ("int4-min", 4), ("int4-g32-min", 4), ("int2-min", 4), ("int2-g32-min", 4)] {
+    let formats = [("int8", 8), ("int4-min", 4), ("int4-g32-min", 4), ("int2-min", 4), ("int2-g32-min", 4)];
+    for (name, floor) in formats.into_iter().filter(|(name, _)| is_named(name)) {
         let codec = TokenFormat::new(32, DIM, name.parse().expect("a format")).expect("heads");
         let mut unit = vec![0; codec.bytes(0).total()];
         let x = &x;
-        cases.push(Case::ours(name, floor, x.len(), move || {
-            x.chunks_exact(width).for_each(|row| codec.seal(row, 0, &mut unit).expect("finite rows"));
+        cases.push(Case::ours(name, floor, TIMES * x.len(), move || {
+            for _ in 0..TIMES {
+                x.chunks_exact(width).for_each(|row| codec.seal(row, 0, &mut unit).expect("finite rows"));
+            }
         }));
     }
     print_table("Sealing tokens of 32 heads of 128 one by one, one thread, GB/s of f32", &mut cases, ROUNDS);
     let mut cases = Vec::new();
-    for name in ["f16", "int8", "int4-min", "int2-min"] {
+    for name in ["f16", "int8", "int4-min", "int2-min"].into_iter().filter(|name| is_named(name)) {
         let method: KvMethod = name.parse().expect("a method");
         let storage = KeyStorage::PostRope;
         let mut cache = method.cache(geometry(32, 32), storage, KvPolicy::default(), None).expect("it fits");
         let x = &x;
-        cases.push(Case::ours(name, 0, 2 * x.len(), move || {
+        cases.push(Case::ours(name, 0, 2 * TIMES * x.len(), move || {
             cache.reset();
-            for row in x.chunks_exact(width) {
+            for row in (0..TIMES).flat_map(|_| x.chunks_exact(width)) {
                 cache.append(KvRows { keys: row, values: row }, Positions::Next).expect("finite rows");
             }
         }));

@@ -6,7 +6,7 @@ use crate::cache::QuantizedKv;
 use crate::codec::Cskv;
 use crate::layer::KvCacheLayer;
 use crate::side::Chunk;
-use crate::{Error, KvRows, Positions, Stream, kernels};
+use crate::{Error, FullPrecision, KvRows, Positions, Stream, kernels};
 use rayon::prelude::*;
 
 /// Which tokens a query sees.
@@ -107,7 +107,7 @@ pub(crate) fn attend(
         return Err(Error::NonFinite { stream, token: at / width, channel: at % width, value });
     }
     let fresh = request.fresh.unwrap_or(KvRows { keys: &[], values: &[] });
-    let fresh_count = fresh.tokens(&geometry)?;
+    let fresh_count = fresh.tokens(&geometry, FullPrecision::F32)?;
     let total = cache.len() + fresh_count;
     if count > total {
         return Err(Error::Shape {

@@ -238,7 +238,7 @@ impl KvCacheLayer for QuantizedKv {
     }
 
     fn append(&mut self, rows: KvRows<'_>, positions: Positions<'_>) -> Result<(), Error> {
-        let count = rows.tokens(&self.geometry)?;
+        let count = rows.tokens(&self.geometry, self.policy.precision)?;
         let positions = self.new_positions(count, positions)?;
         let stage = self.stage_after(&positions)?;
         let keys = self.keys.prepare(rows.keys, stage)?;
@@ -248,8 +248,8 @@ impl KvCacheLayer for QuantizedKv {
             self.values.shrink(from);
         }
         self.stage = stage;
-        self.keys.commit(&keys, stage);
-        self.values.commit(&values, stage);
+        self.keys.commit(rows.keys, &keys, stage);
+        self.values.commit(rows.values, &values, stage);
         self.positions.extend(&positions);
         Ok(())
     }

@@ -1,7 +1,6 @@
 //! The sizes of one layer's cache, and rows of it.
 
-use crate::kernels::largest_bits;
-use crate::{Error, Stream};
+use crate::{Error, FullPrecision, Stream};
 
 /// The sizes of one layer's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -61,8 +60,9 @@ pub struct KvRows<'a> {
 }
 
 impl KvRows<'_> {
-    /// Number of tokens; refuses slices that are not whole tokens, or not of the same ones, and NaN and infinity.
-    pub(crate) fn tokens(&self, geometry: &KvGeometry) -> Result<usize, Error> {
+    /// Number of tokens; refuses slices that are not whole tokens, or not of the same ones, NaN and infinity, and
+    /// magnitudes that become infinite when rounded to `precision`.
+    pub(crate) fn tokens(&self, geometry: &KvGeometry, precision: FullPrecision) -> Result<usize, Error> {
         let (key_width, value_width) = (geometry.key_width(), geometry.value_width());
         let tokens = self.keys.len() / key_width;
         if self.keys.len() != tokens * key_width {
@@ -74,12 +74,13 @@ impl KvRows<'_> {
         for (stream, values, width) in
             [(Stream::Keys, self.keys, key_width), (Stream::Values, self.values, value_width)]
         {
-            let mut largest = 0;
-            largest_bits(values, &mut largest);
-            let other = || values.iter().position(|x| !x.is_finite());
-            if let Some(at) = if f32::from_bits(largest).is_finite() { None } else { other() } {
-                return Err(Error::NonFinite { stream, token: at / width, channel: at % width, value: values[at] });
-            }
+            precision.check(values).map_err(|at| {
+                let (token, channel, value, limit) = (at / width, at % width, values[at], precision.limit());
+                match value.is_finite() {
+                    true => Error::OutOfRange { stream, token, channel, value, limit },
+                    false => Error::NonFinite { stream, token, channel, value },
+                }
+            })?;
         }
         Ok(tokens)
     }

@@ -49,6 +49,7 @@ mod generated {
     pub(crate) mod isa;
 }
 mod geometry;
+mod halves;
 mod kernels;
 mod layer;
 mod lines;

@@ -6,9 +6,13 @@
     expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use crate::generated::isa::for_each_isa;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use crate::halves;
+#[cfg(target_arch = "x86_64")]
+use quant_core::kernels::Isa;
 
 /// Values that extremes are taken of side by side.
 const LANES: usize = 16;
@@ -110,17 +114,33 @@ pub(crate) struct MinRow {
 }
 
 impl MinRow {
+    fn largest(self) -> u8 {
+        u8::MAX >> (8 - self.bits)
+    }
+
     /// Writes codes, then steps, then least values; false, and nothing of use written, where it takes the definition to
     /// decide: ranges about zero that f16 has few bits for, or none.
     pub(crate) fn seal(self, row: &[f32], out: &mut [u8]) -> bool {
-        let head_blocks = self.head.div_ceil(self.group);
-        let blocks = row.len() / self.head * head_blocks;
+        let blocks = row.len() / self.head * self.head.div_ceil(self.group);
         let code_bytes = row.len() * self.bits as usize / 8;
         let whole = self.head.is_multiple_of(8) && STRIP.is_multiple_of(8) && self.group.is_multiple_of(8);
         if !whole || out.len() != code_bytes + 4 * blocks {
             return false;
         }
-        let levels = f32::from(u8::MAX >> (8 - self.bits));
+        let (codes, meta) = out.split_at_mut(code_bytes);
+        let (steps, mins) = meta.split_at_mut(2 * blocks);
+        let out = Sections { codes, steps, mins };
+        #[cfg(target_arch = "x86_64")]
+        if Isa::current() == Isa::Avx512 && self.group.is_multiple_of(16) && self.head.is_multiple_of(self.group) {
+            // SAFETY: the processor has the instructions.
+            return unsafe { avx512::seal(self, row, out) };
+        }
+        self.seal_in_steps(row, out)
+    }
+
+    /// Ranges of all groups, then how they are stored, then codes.
+    fn seal_in_steps(self, row: &[f32], out: Sections<'_>) -> bool {
+        let blocks = out.mins.len() / 2;
         let mut params = vec![0.0_f32; 2 * blocks];
         let (steps, mins) = params.split_at_mut(blocks);
         // Where groups fill heads, a row is one sequence of groups.
@@ -132,24 +152,32 @@ impl MinRow {
             ranges(values, self.group, mins, steps);
         }
         for (step, min) in steps.iter_mut().zip(&*mins) {
-            *step = ((*step - min) / levels).max(1e-5);
+            *step = ((*step - min) / f32::from(self.largest())).max(LEAST_STEP);
         }
-        let plain = |min: &f32| (6.2e-5..6.5e4).contains(&min.abs());
-        if !mins.iter().all(plain) || !steps.iter().all(|step| *step < 6.5e4) {
+        let [least, most] = PLAIN;
+        if !mins.iter().all(|min| (least..most).contains(&min.abs())) || !steps.iter().all(|step| *step < most) {
             return false;
         }
-        let mut halves = vec![f16::ZERO; 2 * blocks];
-        halves.convert_from_f32_slice(&params);
-        halves.convert_to_f32_slice(&mut params);
-        let (codes_out, meta_out) = out.split_at_mut(code_bytes);
-        for (half, out) in halves.iter().zip(meta_out.as_chunks_mut::<2>().0) {
-            *out = half.to_le_bytes();
-        }
-        let (steps, mins) = params.split_at(blocks);
-        code_row(row, self.head, self.group, self.bits, steps, mins, codes_out);
+        halves::write(steps, out.steps);
+        halves::write(mins, out.mins);
+        halves::read(out.steps, steps);
+        halves::read(out.mins, mins);
+        code_row(row, self.head, self.group, self.bits, steps, mins, out.codes);
         true
     }
 }
+
+/// Where the parts of a row go.
+struct Sections<'a> {
+    codes: &'a mut [u8],
+    steps: &'a mut [u8],
+    mins: &'a mut [u8],
+}
+
+/// The least step, so that groups of equal values have one.
+const LEAST_STEP: f32 = 1e-5;
+/// Magnitudes of least values that f16 has all its bits for.
+const PLAIN: [f32; 2] = [6.2e-5, 6.5e4];
 
 for_each_isa! {
     /// Halves the width of codes by PM-KVQ's rule, from `bits` bits; whole pairs of bytes only.

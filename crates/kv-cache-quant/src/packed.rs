@@ -1,7 +1,7 @@
 //! How sealed rows lie in bytes, for attention that reads codes instead of decoded rows.
 
 use crate::pages::{Cut, Order, Pieces};
-use crate::{Stream, kernels};
+use crate::{Stream, halves};
 use quant_core::{Element, FloatKind, Format, IntRule, Layout, NvRule, Overflow, Scale, ScaleType};
 
 /// Where codes, scales and zero points of sealed units lie: what [`Codec::packed`](crate::Codec::packed) tells attention.
@@ -264,7 +264,7 @@ impl PackedRows {
                 let zeros = &mut zeros[base..];
                 for ((scale, zero), meta) in scales.iter_mut().zip(zeros).zip(bytes.chunks_exact(4).skip(from)) {
                     let mut pair = [0.0; 2];
-                    kernels::read_f16(meta, &mut pair);
+                    halves::read(meta, &mut pair);
                     (*zero, *scale) = (pair[0], pair[1] / steps);
                 }
             }
@@ -331,7 +331,7 @@ fn coding_of(format: Format) -> Option<(Coding, f32)> {
 
 fn read_scales(kind: Stored, bytes: &[u8], out: &mut [f32]) {
     match kind {
-        Stored::Float(ScaleType::F16) => kernels::read_f16(bytes, out),
+        Stored::Float(ScaleType::F16) => halves::read(bytes, out),
         Stored::Float(ScaleType::Bf16) => {
             let values =
                 bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16));

@@ -6,6 +6,7 @@
 //! pages, in saved caches too, the bytes of a unit are together.
 
 use crate::codec::Codec;
+use crate::kernels::merge_bytes;
 use crate::lines::Lines;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -63,14 +64,7 @@ impl Order {
 
     /// Writes the piece of a unit to where those of all units are.
     fn write(self, pieces: &mut [u8], unit: usize, from: &[u8]) {
-        let (units, size) = (self.units(), from.len());
-        let tile = &mut pieces[unit / units * units * size..][..units * size];
-        let lane = unit % units;
-        match self {
-            Self::Units => copy(tile, from),
-            Self::Sixteens { flip } => scatter::<4, 64>(tile, lane, from, flip),
-            Self::Fours { flip } => scatter::<1, 4>(tile, lane, from, flip),
-        }
+        Pieces { size: from.len(), count: 1, order: self }.write(pieces, unit, from);
     }
 
     /// Reads the piece of a unit.
@@ -97,15 +91,39 @@ impl Order {
     }
 }
 
-/// Writes `W` bytes at a time, one of them every `S`.
-fn scatter<const W: usize, const S: usize>(tile: &mut [u8], lane: usize, from: &[u8], flip: u8) {
-    let (steps, _) = tile.as_chunks_mut::<S>();
-    for (to, from) in steps.iter_mut().zip(from.as_chunks::<W>().0) {
-        to[lane * W..][..W].copy_from_slice(&from.map(|byte| byte ^ flip));
+impl Pieces {
+    /// Writes those of a unit to where those of all units are.
+    fn write(self, all: &mut [u8], unit: usize, from: &[u8]) {
+        let (size, units) = (self.size, self.order.units());
+        let (tile, lane) = (unit / units * units * size, unit % units);
+        let stride = all.len() / self.count;
+        let pieces = all.chunks_exact_mut(stride);
+        match self.order {
+            Order::Units if size == 2 => {
+                let pieces = pieces.map(|piece| &mut piece.as_chunks_mut::<2>().0[unit]);
+                pieces.zip(from.as_chunks::<2>().0).for_each(|(to, from)| *to = *from);
+            }
+            Order::Units => {
+                pieces.zip(from.chunks_exact(size)).for_each(|(to, from)| to[tile..][..size].copy_from_slice(from));
+            }
+            Order::Sixteens { flip } => {
+                for (piece, from) in pieces.zip(from.chunks_exact(size)) {
+                    scatter(piece[tile..][..units * size].as_chunks_mut().0, lane, from, flip);
+                }
+            }
+            Order::Fours { flip } => merge_bytes(all, stride, tile, lane, size, from, flip),
+        }
     }
 }
 
-/// The inverse of [`scatter`].
+/// Writes four bytes to every line.
+fn scatter(lines: &mut [[u8; 64]], lane: usize, from: &[u8], flip: u8) {
+    for (line, from) in lines.iter_mut().zip(from.as_chunks::<4>().0) {
+        line[4 * lane..][..4].copy_from_slice(&from.map(|byte| byte ^ flip));
+    }
+}
+
+/// Reads `W` bytes at a time, one of them every `S`.
 fn gather<const W: usize, const S: usize>(tile: &[u8], lane: usize, to: &mut [u8], flip: u8) {
     let (steps, _) = tile.as_chunks::<S>();
     for (from, to) in steps.iter().zip(to.as_chunks_mut::<W>().0) {
@@ -115,11 +133,15 @@ fn gather<const W: usize, const S: usize>(tile: &[u8], lane: usize, to: &mut [u8
 }
 
 impl Cut {
+    fn pieces(&self, unit_bytes: usize) -> Cow<'_, [Pieces]> {
+        let whole = || vec![Pieces { size: unit_bytes, count: 1, order: Order::Units }];
+        if self.0.is_empty() { Cow::Owned(whole()) } else { Cow::Borrowed(&self.0) }
+    }
+
     /// Calls with where each piece starts in a unit, its bytes, and how it lies in pages.
     fn each(&self, unit_bytes: usize, mut call: impl FnMut(usize, usize, Order)) {
-        let whole = [Pieces { size: unit_bytes, count: 1, order: Order::Units }];
         let mut from = 0;
-        for &Pieces { size, count, order } in if self.0.is_empty() { whole.as_slice() } else { &self.0 } {
+        for &Pieces { size, count, order } in self.pieces(unit_bytes).iter() {
             for _ in 0..count {
                 call(from, size, order);
                 from += size;
@@ -232,12 +254,15 @@ impl Pages {
             let page = Arc::make_mut(page);
             let count = (units.len() / unit_bytes).min(self.units - page.units);
             let (some, rest) = units.split_at(count * unit_bytes);
-            self.cut.each(unit_bytes, |from, size, order| {
-                let pieces = &mut page.bytes[from * self.units..][..size * self.units];
+            let mut first = 0;
+            for &pieces in self.cut.pieces(unit_bytes).iter() {
+                let size = pieces.size * pieces.count;
+                let all = &mut page.bytes[first * self.units..][..size * self.units];
                 for (at, unit) in (page.units..).zip(some.chunks_exact(unit_bytes)) {
-                    order.write(pieces, at, &unit[from..from + size]);
+                    pieces.write(all, at, &unit[first..][..size]);
                 }
-            });
+                first += size;
+            }
             page.units += count;
             units = rest;
         }

@@ -1,7 +1,8 @@
 //! How rows are kept that are not sealed: attention sinks, the window, tokens that wait for their unit.
 
+use crate::halves;
+use crate::kernels::largest_bits;
 use crate::packed::Coding;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// The type of rows that are not sealed. Rows are rounded to it when they arrive, and sealed from what it holds, so
@@ -38,6 +39,16 @@ impl FullPrecision {
         }
     }
 
+    /// Whether all magnitudes are within [`Self::limit`]; otherwise where the first is not.
+    pub(crate) fn check(self, values: &[f32]) -> Result<(), usize> {
+        // Bits of magnitudes order as these do, and those of NaN come last.
+        let limit = self.limit().to_bits();
+        let mut largest = 0;
+        largest_bits(values, &mut largest);
+        let beyond = || values.iter().position(|x| x.abs().to_bits() > limit);
+        if largest > limit { beyond().map_or(Ok(()), Err) } else { Ok(()) }
+    }
+
     pub(crate) fn coding(self) -> Coding {
         match self {
             Self::F32 => Coding::F32,
@@ -52,18 +63,20 @@ impl FullPrecision {
             Self::F32 => {
                 values.iter().zip(out.chunks_exact_mut(4)).for_each(|(x, o)| o.copy_from_slice(&x.to_le_bytes()))
             }
-            Self::F16 => {
-                let mut halves = [f16::ZERO; 256];
-                for (values, out) in values.chunks(halves.len()).zip(out.chunks_mut(2 * halves.len())) {
-                    let halves = &mut halves[..values.len()];
-                    halves.convert_from_f32_slice(values);
-                    halves.iter().zip(out.chunks_exact_mut(2)).for_each(|(x, o)| o.copy_from_slice(&x.to_le_bytes()));
-                }
-            }
+            Self::F16 => halves::write(values, out),
             Self::Bf16 => values
                 .iter()
                 .zip(out.chunks_exact_mut(2))
                 .for_each(|(x, o)| o.copy_from_slice(&bf16::from_f32(*x).to_le_bytes())),
+        }
+    }
+
+    /// What storing elements and reading them back makes of them.
+    pub(crate) fn round(self, values: &[f32], out: &mut [f32]) {
+        match self {
+            Self::F32 => out.copy_from_slice(values),
+            Self::F16 => halves::round(values, out),
+            Self::Bf16 => values.iter().zip(out).for_each(|(x, o)| *o = bf16::from_f32(*x).to_f32()),
         }
     }
 
@@ -74,7 +87,7 @@ impl FullPrecision {
                 .iter_mut()
                 .zip(bytes.chunks_exact(4))
                 .for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            Self::F16 => crate::kernels::read_f16(bytes, out),
+            Self::F16 => halves::read(bytes, out),
             Self::Bf16 => out
                 .iter_mut()
                 .zip(bytes.chunks_exact(2))

@@ -62,20 +62,24 @@ impl Ring {
         self.precision.read(self.bytes(self.held - self.live + at), out);
     }
 
-    /// Adds rows, of which and of those before `live` are not sealed afterwards.
-    pub(crate) fn push(&mut self, rows: &[u8], live: usize) {
+    /// Adds rows as `write` does, of which and of those before `live` are not sealed afterwards.
+    pub(crate) fn push<T>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = T>,
+        live: usize,
+        write: impl Fn(T, &mut [u8]),
+    ) {
         self.data.reserve_exact(self.full_bytes() - self.data.len());
         self.data.resize(self.full_bytes(), 0);
         let row_bytes = self.row_bytes();
-        let count = rows.len() / row_bytes;
-        let skipped = count.saturating_sub(self.capacity);
-        for row in rows.chunks_exact(row_bytes).skip(skipped) {
+        let skipped = rows.len().saturating_sub(self.capacity);
+        for row in rows.skip(skipped) {
             if self.held == self.capacity {
                 self.first = (self.first + 1) % self.capacity;
                 self.held -= 1;
             }
             let slot = (self.first + self.held) % self.capacity;
-            self.data[slot * row_bytes..][..row_bytes].copy_from_slice(row);
+            write(row, &mut self.data[slot * row_bytes..][..row_bytes]);
             self.held += 1;
         }
         self.live = live;
@@ -90,7 +94,8 @@ impl Ring {
     /// Holds these rows only, none of them sealed.
     pub(crate) fn replace(&mut self, rows: &[u8]) {
         (self.first, self.held, self.live) = (0, 0, 0);
-        self.push(rows, rows.len() / self.row_bytes());
+        let rows = rows.chunks_exact(self.row_bytes());
+        self.push(rows.clone(), rows.len(), |row, slot| slot.copy_from_slice(row));
     }
 
     /// Forgets the originals of sealed tokens.

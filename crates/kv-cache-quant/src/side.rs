@@ -4,7 +4,6 @@
 //! `⌊max(T − window, 0) / unit⌋ · unit` are sealed, however they arrived: one by one, all at once, or in any pieces.
 
 use crate::codec::{Codec, Cskv};
-use crate::kernels::largest_bits;
 use crate::pages::{Order, Pages};
 use crate::ring::Ring;
 use crate::{ByteReport, Error, FullPrecision, KvPolicy, Stream};
@@ -24,12 +23,10 @@ pub(crate) struct Side {
     ring: Ring,
 }
 
-/// New tokens, rounded, and the units they complete; nothing can fail any more.
+/// How many new tokens become sinks, and the units the others complete; nothing can fail any more.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    tokens: usize,
     sinks: usize,
-    rounded: Vec<u8>,
     sealed: Vec<u8>,
 }
 
@@ -136,29 +133,19 @@ impl Side {
         waiting.saturating_sub(self.policy.window) / self.codec.unit()
     }
 
-    /// Rounds rows and seals what they complete, without changing anything yet.
+    /// Seals the units that rows complete, without changing anything yet.
     pub(crate) fn prepare(&self, rows: &[f32], stage: usize) -> Result<Prepared, Error> {
-        let (width, precision) = (self.codec.width(), self.policy.precision);
-        let limit = precision.limit();
-        let mut largest = 0;
-        largest_bits(rows, &mut largest);
-        let beyond = || rows.iter().position(|x| x.abs() > limit);
-        if let Some(at) = if f32::from_bits(largest) <= limit { None } else { beyond() } {
-            let (token, channel) = (at / width, at % width);
-            return Err(Error::OutOfRange { stream: self.stream, token, channel, value: rows[at], limit });
-        }
+        let width = self.codec.width();
         let tokens = rows.len() / width;
-        let mut rounded = vec![0; rows.len() * precision.bytes()];
-        precision.write(rows, &mut rounded);
         let sinks = self.new_sinks(tokens);
         let mut sealed = vec![0; self.new_units(tokens) * self.unit_bytes(stage)];
-        self.seal(&rounded[sinks * self.row_bytes()..], stage, &mut sealed)?;
-        Ok(Prepared { tokens, sinks, rounded, sealed })
+        self.seal(&rows[sinks * width..], stage, &mut sealed)?;
+        Ok(Prepared { sinks, sealed })
     }
 
     /// Seals units of waiting and new rows, each unit by itself.
-    fn seal(&self, new: &[u8], stage: usize, sealed: &mut [u8]) -> Result<(), Error> {
-        let (unit, width, row_bytes) = (self.codec.unit(), self.codec.width(), self.row_bytes());
+    fn seal(&self, new: &[f32], stage: usize, sealed: &mut [u8]) -> Result<(), Error> {
+        let (unit, width) = (self.codec.unit(), self.codec.width());
         let (live, stage) = (self.ring.live(), self.stage(stage));
         let seal_unit = |rows: &mut Vec<f32>, index: usize, out: &mut [u8]| {
             rows.resize(unit * width, 0.0);
@@ -166,7 +153,7 @@ impl Side {
                 if at < live {
                     self.ring.read_live(at, row);
                 } else {
-                    self.policy.precision.read(&new[(at - live) * row_bytes..][..row_bytes], row);
+                    self.policy.precision.round(&new[(at - live) * width..][..width], row);
                 }
             }
             self.codec.seal(rows, stage, out)
@@ -185,19 +172,23 @@ impl Side {
         failed.map_or(Ok(()), |source| Err(Error::Encode { stream: self.stream, source }))
     }
 
-    /// Takes prepared tokens in.
-    pub(crate) fn commit(&mut self, new: &Prepared, stage: usize) {
-        let split = new.sinks * self.row_bytes();
+    /// Takes rows in that were prepared.
+    pub(crate) fn commit(&mut self, rows: &[f32], new: &Prepared, stage: usize) {
+        let precision = self.policy.precision;
+        let (sinks, rows) = rows.split_at(new.sinks * self.codec.width());
         if new.sinks > 0 {
-            self.sinks.reserve_exact(self.policy.sinks * self.row_bytes() - self.sinks.len());
-            self.sinks.extend_from_slice(&new.rounded[..split]);
+            let held = self.sinks.len();
+            self.sinks.reserve_exact(self.policy.sinks * self.row_bytes() - held);
+            self.sinks.resize(held + new.sinks * self.row_bytes(), 0);
+            precision.write(sinks, &mut self.sinks[held..]);
         }
         let unit_bytes = self.unit_bytes(stage);
         let units = new.sealed.len() / unit_bytes;
         self.pages.push(&new.sealed, unit_bytes);
-        let live = self.ring.live() + new.tokens - new.sinks - units * self.codec.unit();
-        if new.tokens > new.sinks {
-            self.ring.push(&new.rounded[split..], live);
+        let rows = rows.chunks_exact(self.codec.width());
+        let live = self.ring.live() + rows.len() - units * self.codec.unit();
+        if rows.len() > 0 {
+            self.ring.push(rows, live, |row, slot| precision.write(row, slot));
         }
     }
 
@@ -459,7 +450,7 @@ impl Side {
         from.read_exact(&mut rows)?;
         self.check_rows(&rows)?;
         if !rows.is_empty() {
-            side.ring.push(&rows, live);
+            side.ring.push(rows.chunks_exact(row_bytes), live, |row, slot| slot.copy_from_slice(row));
         }
         Ok(side)
     }

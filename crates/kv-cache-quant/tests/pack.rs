@@ -36,6 +36,30 @@ fn rows_are_sealed_to_the_bytes_of_the_packed_tensor() {
 }
 
 #[test]
+fn values_next_to_thresholds_are_sealed_as_a_division_rounds_them() {
+    for (bits, largest) in [(2_u8, 3_u8), (4, 15), (8, 255)] {
+        let format = format!("int{bits}-min").parse().unwrap();
+        let codec = TokenFormat::new(1, 128, format).unwrap();
+        // Steps and least values that f16 holds.
+        for (step, min) in [(0.099_975_586_f32, -0.75_f32), (3.0, 1.0), (0.007_812_5, -3.0), (1.234_375, -1000.0)] {
+            for first in (0..u16::from(largest)).step_by(25) {
+                let threshold = |at: u16| (f32::from((first + at / 5) % u16::from(largest)) + 0.5).mul_add(step, min);
+                let near = |at: u16| f32::from_bits(threshold(at).to_bits() + u32::from(at % 5) - 2);
+                let mut row: Vec<f32> = (0..128).map(near).collect();
+                (row[0], row[127]) = (min, f32::from(largest).mul_add(step, min));
+                let packed = PackedTensor::encode(format, &Shaped::new(&row, &[1, 128]).unwrap()).unwrap();
+                let expected = [packed.codes(), packed.scales(), packed.zeros()].concat();
+                for isa in Isa::ALL {
+                    let mut unit = vec![0; codec.bytes(0).total()];
+                    with_isa(isa, || codec.seal(&row, 0, &mut unit)).unwrap();
+                    assert_eq!(unit, expected, "{bits} bits, step {step}, min {min}, {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn halved_codes_follow_the_rule_for_every_pair_of_bytes() {
     let codec = PmKvq::new(1, 64, PmKvqConfig { residual: 1 << 10, ..PmKvqConfig::default() }).unwrap();
     for (stage, width) in [Width::W16, Width::W8, Width::W4].into_iter().enumerate() {

@@ -34,9 +34,9 @@ impl Codec for Plain {
     }
 
     fn seal(&self, rows: &[f32], _stage: usize, out: &mut [u8]) -> Result<(), quant_core::Error> {
-        if let Some(index) = rows.iter().position(|x| x.abs() > self.precision.limit()) {
-            return Err(quant_core::Error::NonFinite { index, value: f64::from(rows[index]) });
-        }
+        self.precision
+            .check(rows)
+            .map_err(|index| quant_core::Error::NonFinite { index, value: f64::from(rows[index]) })?;
         self.precision.write(rows, out);
         Ok(())
     }

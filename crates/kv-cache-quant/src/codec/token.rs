@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::codec::{Codec, UnitBytes, check_heads};
+use crate::halves;
 use crate::kernels::{self, Affine};
 use crate::pack::MinRow;
 use crate::packed::PackedRows;
@@ -84,8 +85,8 @@ impl TokenFormat {
         let mut params = vec![0.0; 2 * self.layout.blocks()];
         let (scales, zeros) = params.split_at_mut(self.layout.blocks());
         kernels::unpack(bits, code_bytes, &mut codes);
-        kernels::read_f16(scale_bytes, scales);
-        kernels::read_f16(zero_bytes, zeros);
+        halves::read(scale_bytes, scales);
+        halves::read(zero_bytes, zeros);
         kernels::affine(&codes, affine, scales, zeros, rows);
     }
 

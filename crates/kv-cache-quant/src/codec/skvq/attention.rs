@@ -1,7 +1,7 @@
 //! The clip factor of each group by what attention makes of it: the objective of the paper.
 
 use super::{ReorderPlan, SkvqConfig, encode, fit};
-use crate::{Error, KvGeometry, KvRows, Stream};
+use crate::{Error, FullPrecision, KvGeometry, KvRows, Stream};
 use rayon::prelude::*;
 
 /// Queries of one layer and what they attend over, from calibration. Queries belong to the last tokens.
@@ -18,7 +18,8 @@ pub struct AttentionSample<'a> {
 impl AttentionSample<'_> {
     fn check(&self) -> Result<(), Error> {
         self.geometry.check()?;
-        let (tokens, width) = (self.rows.tokens(&self.geometry)?, self.geometry.q_heads * self.geometry.dim_k);
+        let (tokens, width) =
+            (self.rows.tokens(&self.geometry, FullPrecision::F32)?, self.geometry.q_heads * self.geometry.dim_k);
         let (queries, found) = (self.queries.len() / width, self.queries.len());
         if queries == 0 || queries > tokens || found != queries * width {
             return Err(Error::Shape { what: "sampled queries", expected: tokens.min(queries.max(1)) * width, found });
@@ -82,7 +83,7 @@ impl AttentionSample<'_> {
 pub fn attention_errors(sample: &AttentionSample<'_>, decoded: KvRows<'_>) -> Result<Vec<f64>, Error> {
     sample.check()?;
     let g = sample.geometry;
-    if decoded.tokens(&g)? != sample.rows.tokens(&g)? {
+    if decoded.tokens(&g, FullPrecision::F32)? != sample.rows.tokens(&g, FullPrecision::F32)? {
         let (expected, found) = (sample.rows.keys.len(), decoded.keys.len());
         return Err(Error::Shape { what: "decoded keys", expected, found });
     }
