@@ -21,11 +21,12 @@ const DIM: usize = 128;
 /// Tokens that are appended at once.
 const PIECE: usize = 256;
 /// Methods, and what reading as many bytes as each stores is called.
-const METHODS: [[&str; 2]; 11] = [
+const METHODS: [[&str; 2]; 12] = [
     ["f32", "reading f32"],
     ["f16", "reading f16"],
     ["int8", "reading int8"],
     ["int8-g32", "reading int8-g32"],
+    ["int4-g128", "reading int4-g128"],
     ["int4-min", "reading int4-min"],
     ["int4-g32-min", "reading int4-g32-min"],
     ["int2-min", "reading int2-min"],

@@ -146,6 +146,11 @@ pub(crate) fn attend(cache: &QuantizedKv, request: &Request<'_>, out: &mut [f32]
     true
 }
 
+/// A part of each of some rows.
+fn rows_of(rows: &[f32], some: Range<usize>, width: usize, part: Range<usize>) -> Vec<&[f32]> {
+    rows.chunks_exact(width).take(some.end).skip(some.start).map(|row| &row[part.clone()]).collect()
+}
+
 /// Buffers that jobs take and give back.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<Vec<Buffers>>);
@@ -193,10 +198,10 @@ struct Block {
     queries: Vec<Prepared>,
 }
 
-/// The queries of a pack for each kind of rows.
+/// The queries of a pack for each kind of rows that there is.
 struct Prepared {
-    sealed: Queries,
-    exact: Queries,
+    sealed: Option<Queries>,
+    exact: Option<Queries>,
     /// For sealed keys that are integers.
     ints: Option<IntQueries>,
     /// `[member][channel]`, where rows of sealed keys are channels.
@@ -299,22 +304,15 @@ impl Shared<'_> {
             at += size;
         }
         let transposed = self.keys.sealed.plan.rows.transposed;
+        let has_exact = self.key_spans.iter().any(|span| span.kind != SpanKind::Sealed);
+        let form = &self.keys.sealed;
         let prepare = |head: usize, &(first, size): &(usize, usize)| {
-            let of = |rows: &'_ [f32]| -> Vec<Vec<f32>> {
-                let row = |member: usize| rows[(member * heads + head) * dim..][..dim].to_vec();
-                (first..first + size).map(row).collect()
-            };
-            let (sealed, exact) = (of(&mapped), of(&rows));
-            let form = &self.keys.sealed;
-            let exact = Queries::new(&self.keys.exact.plan, &exact);
+            let of = |rows| rows_of(rows, first..first + size, heads * dim, head * dim..(head + 1) * dim);
+            let sealed = of(mapped.as_slice());
             Prepared {
+                sealed: (!transposed && form.ints.is_none()).then(|| Queries::new(&form.plan, &sealed)),
+                exact: has_exact.then(|| Queries::new(&self.keys.exact.plan, &of(rows.as_slice()))),
                 ints: form.ints.as_ref().map(|plan| IntQueries::new(plan, form.plan.rows.group, &sealed)),
-                sealed: if transposed || form.ints.is_some() {
-                    exact.clone()
-                } else {
-                    Queries::new(&form.plan, &sealed)
-                },
-                exact,
                 weights: if transposed { sealed.concat() } else { Vec::new() },
                 constants: std::array::from_fn(|i| if i < size { constants[(first + i) * heads + head] } else { 0.0 }),
             }
@@ -342,7 +340,7 @@ impl Shared<'_> {
         };
         let tops = partial.tops.iter_mut().zip(&mut partial.sums);
         for (scores, (top, sum)) in buffers.scores.chunks_exact_mut(SPLIT).zip(tops) {
-            softmax::weigh_scores(&mut scores[..tokens.len().next_multiple_of(LANES)], top, sum);
+            (*top, *sum) = self.kernels.weigh_scores(&mut scores[..tokens.len().next_multiple_of(LANES)]);
         }
         self.weigh(block, &tokens, &mut buffers, &mut partial);
         if let Ok(mut pool) = self.pool.0.lock() {
@@ -380,6 +378,7 @@ impl Shared<'_> {
                 run.each_tile(&form.plan.rows, next, Meta::by_row(meta), |head, first, mut rows| {
                     for (&(member, _), queries) in packs(head) {
                         let queries = if run.kind == SpanKind::Sealed { &queries.sealed } else { &queries.exact };
+                        let Some(queries) = queries else { continue };
                         let out = &mut scores[start(head, member, first)..];
                         self.kernels.dot(&form.plan, queries, &rows, (out, SPLIT));
                         rows.ahead = &[];

@@ -32,7 +32,7 @@ pub(super) fn write() -> String {
         let (width, fields) = (pattern(index, bits), 8 / bits);
         for (place, [members, sets]) in SCORES.into_iter().enumerate() {
             scores += &format!("({width}, {}) => dot_tile", pattern(place, members));
-            scores += &format!("::<{bits}, {fields}, {members}, {sets}>(plan, queries, codes, rows, first, out),\n");
+            scores += &format!("::<{bits}, {fields}, {members}, {sets}>(plan, queries, codes, rows, out),\n");
         }
         for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
             let tile = format!("weigh_tile::<{bits}, {fields}, {members}, {registers}>");
@@ -74,7 +74,7 @@ pub(in super::super) fn skip_codes<const BITS: u32>(words: __m512i) -> [__m512i;
     if BITS == 2 { $two } else { $four }
 }
 
-/// Scores of 16 turned rows from `first` on.
+/// Scores of turned rows.
 #[inline]
 #[target_feature(enable = \"avx512f,avx512bw,avx512vnni\")]
 pub(in super::super) fn dot_tiles(
@@ -82,7 +82,6 @@ pub(in super::super) fn dot_tiles(
     queries: &IntQueries,
     codes: &[Line],
     rows: &Rows<'_>,
-    first: usize,
     out: (&mut [f32], usize),
 ) {
     match (plan.bits, queries.members) {

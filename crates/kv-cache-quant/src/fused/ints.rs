@@ -124,20 +124,23 @@ pub(super) struct IntQueries {
 
 impl IntQueries {
     /// Queries with the scale of scores in them.
-    pub(super) fn new(plan: &IntPlan, group: usize, queries: &[Vec<f32>]) -> Self {
+    pub(super) fn new(plan: &IntPlan, group: usize, queries: &[&[f32]]) -> Self {
         let steps: Vec<f32> = queries.iter().map(|query| step(query)).collect();
-        let in_steps =
-            |query: &[f32], step: f32| -> Vec<f32> { query.iter().map(|x| (x / step).round_ties_even()).collect() };
+        // Adding the constant rounds to an integer, ties to even.
+        let rounded = |x: f32| (x + 12_582_912.0) - 12_582_912.0;
+        let in_steps = |query: &[f32], step: f32| -> Vec<f32> { query.iter().map(|x| rounded(x / step)).collect() };
         let queries: Vec<Vec<f32>> = queries.iter().zip(&steps).map(|(query, step)| in_steps(query, *step)).collect();
         let fields = plan.fields();
-        let mut words = Vec::with_capacity(plan.words() * fields * queries.len() * 2);
-        for word in 0..plan.words() {
-            for field in 0..fields {
-                for query in &queries {
-                    let parts: [[i8; 2]; 4] =
-                        std::array::from_fn(|byte| split(query[(4 * word + byte) * fields + field]));
-                    for part in 0..2 {
-                        words.push(i32::from_le_bytes(parts.map(|parts| parts[part].cast_unsigned())));
+        let mut words = vec![0; plan.words() * fields * queries.len() * 2];
+        for (member, query) in queries.iter().enumerate() {
+            // Of every word, a field's four elements.
+            for (elements, words) in
+                query.chunks_exact(4 * fields).zip(words.chunks_exact_mut(fields * queries.len() * 2))
+            {
+                for field in 0..fields {
+                    let parts: [[i8; 2]; 4] = std::array::from_fn(|byte| split(elements[byte * fields + field]));
+                    for (part, word) in words[(field * queries.len() + member) * 2..][..2].iter_mut().enumerate() {
+                        *word = i32::from_le_bytes(parts.map(|parts| parts[part].cast_unsigned()));
                     }
                 }
             }

@@ -53,16 +53,16 @@ impl Avx512 {
         self,
         plan: &IntPlan,
         rows: &Rows<'_>,
-        packs: impl Iterator<Item = (&'a IntQueries, usize)> + Clone,
+        packs: impl Iterator<Item = (&'a IntQueries, usize)>,
         (out, stride): (&mut [f32], usize),
         turned: &mut Turned,
     ) {
-        turned.codes.resize(plan.turned_words(), [0; 64]);
-        for first in (0..rows.count).step_by(LANES) {
-            let mut rows = *rows;
-            let codes = if plan.turned {
-                rows.codes[first * plan.head_bytes..][..LANES * plan.head_bytes].as_chunks().0
-            } else {
+        let mut rows = *rows;
+        let codes = if plan.turned {
+            rows.codes.as_chunks().0
+        } else {
+            turned.codes.resize(RUN / LANES * plan.turned_words(), [0; 64]);
+            for first in (0..rows.count).step_by(LANES) {
                 // SAFETY: a value of `Self` proves the instructions.
                 unsafe {
                     match plan.width {
@@ -71,14 +71,14 @@ impl Avx512 {
                         _ => turn_rows::<16>(plan, &rows, first, turned),
                     }
                 }
-                rows.ahead = &[];
-                turned.codes.as_slice()
-            };
-            for (queries, at) in packs.clone() {
-                // SAFETY: as above.
-                unsafe { dot_tiles(plan, queries, codes, &rows, first, (&mut out[at + first..], stride)) }
-                rows.ahead = &[];
             }
+            rows.ahead = &[];
+            turned.codes.as_slice()
+        };
+        for (queries, at) in packs {
+            // SAFETY: as above.
+            unsafe { dot_tiles(plan, queries, codes, &rows, (&mut out[at..], stride)) }
+            rows.ahead = &[];
         }
     }
 
@@ -192,7 +192,7 @@ fn turn_rows<const W: usize>(plan: &IntPlan, rows: &Rows<'_>, first: usize, turn
         let from = load * W;
         let bytes = W.min(plan.head_bytes - from);
         let mask = u16::MAX >> (LANES - bytes / 4);
-        let out = &mut out[from / 4..][..W / 4];
+        let out = &mut out[first / LANES * plan.turned_words() + from / 4..][..W / 4];
         // SAFETY: `start` has checked that the words of the mask can be read of the rows; of padded ones 64 bytes can.
         unsafe {
             let (start, stride) = if some == LANES {
@@ -350,11 +350,11 @@ struct Soon {
 }
 
 impl Soon {
-    /// Of the rows' part that lies ahead, from some byte on; where there is none, what is at hand.
-    fn new(codes: &[Line], rows: &Rows<'_>, byte: usize) -> Self {
-        match rows.ahead {
+    /// Of the rows' part that lies ahead; where there is none, what is at hand.
+    fn new(ahead: &[u8], codes: &[Line]) -> Self {
+        match ahead {
             [] => Self { from: codes.as_ptr(), step: 0 },
-            ahead => Self { from: ahead.as_ptr().wrapping_add(byte).cast(), step: 1 },
+            ahead => Self { from: ahead.as_ptr().cast(), step: 1 },
         }
     }
 
@@ -366,7 +366,7 @@ impl Soon {
     }
 }
 
-/// Scores of 16 turned rows from `first` on. `SETS` are sums side by side, so that none waits for the one before.
+/// Scores of turned rows, sixteen at a time. `SETS` are sums side by side, so that none waits for the one before.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, const SETS: usize>(
@@ -374,66 +374,72 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
     queries: &IntQueries,
     codes: &[Line],
     rows: &Rows<'_>,
-    first: usize,
     (out, stride): (&mut [f32], usize),
 ) {
     let lowest = _mm512_set1_ps(-f32::from(1_u8 << (BITS - 1)));
-    let mut scores = [_mm512_setzero_ps(); G];
-    let soon = Soon::new(codes, rows, first * rows.ahead_step);
     let (words, per_word) = (plan.words(), FIELDS * G * 2);
-    for block in 0..plan.blocks {
-        let from = block * plan.block_words;
-        let to = words.min(from + plan.block_words);
-        let (mut high, mut low) = ([[_mm512_setzero_si512(); G]; SETS], [[_mm512_setzero_si512(); G]; SETS]);
-        macro_rules! add {
-            ($set:literal, $codes:expr, $queries:expr) => {{
-                let codes = fields_of::<BITS, FIELDS>(load_line($codes));
-                let queries: &[i32] = $queries;
-                for field in 0..FIELDS {
-                    let set = ($set * FIELDS + field) % SETS;
-                    for g in 0..G {
-                        let at = (field * G + g) * 2;
-                        high[set][g] = _mm512_dpbusd_epi32(high[set][g], codes[field], _mm512_set1_epi32(queries[at]));
-                        low[set][g] =
-                            _mm512_dpbusd_epi32(low[set][g], codes[field], _mm512_set1_epi32(queries[at + 1]));
+    let lines = if plan.turned { words } else { plan.turned_words() };
+    let tiles = rows.count.div_ceil(LANES);
+    let soon = Soon::new(rows.ahead, codes);
+    let steps: [__m512; G] = std::array::from_fn(|g| _mm512_set1_ps(queries.steps[g]));
+    for (tile, codes) in codes.chunks_exact(lines).take(tiles).enumerate() {
+        let first = tile * LANES;
+        let mut scores = [_mm512_setzero_ps(); G];
+        for block in 0..plan.blocks {
+            let from = block * plan.block_words;
+            let to = words.min(from + plan.block_words);
+            let (mut high, mut low) = ([[_mm512_setzero_si512(); G]; SETS], [[_mm512_setzero_si512(); G]; SETS]);
+            macro_rules! add {
+                ($set:literal, $codes:expr, $queries:expr) => {{
+                    let codes = fields_of::<BITS, FIELDS>(load_line($codes));
+                    let queries: &[i32] = $queries;
+                    for field in 0..FIELDS {
+                        let set = ($set * FIELDS + field) % SETS;
+                        for g in 0..G {
+                            let at = (field * G + g) * 2;
+                            high[set][g] =
+                                _mm512_dpbusd_epi32(high[set][g], codes[field], _mm512_set1_epi32(queries[at]));
+                            low[set][g] =
+                                _mm512_dpbusd_epi32(low[set][g], codes[field], _mm512_set1_epi32(queries[at + 1]));
+                        }
                     }
-                }
-            }};
-        }
-        let (fours, rest) = codes[from..to].as_chunks::<4>();
-        let mut queries_of_words = queries.words[from * per_word..to * per_word].chunks_exact(4 * per_word);
-        for (index, (codes, queries)) in fours.iter().zip(&mut queries_of_words).enumerate() {
-            (0..4).for_each(|word| soon.ask(from + 4 * index + word));
-            add!(0, &codes[0], &queries[..per_word]);
-            add!(1, &codes[1], &queries[per_word..2 * per_word]);
-            add!(2, &codes[2], &queries[2 * per_word..3 * per_word]);
-            add!(3, &codes[3], &queries[3 * per_word..]);
-        }
-        for (codes, queries) in rest.iter().zip(queries_of_words.remainder().chunks_exact(per_word)) {
-            add!(0, codes, queries);
-        }
-        let scale = load_floats(rows.scales, block * rows.meta_stride + first);
-        let zero = if plan.signed {
-            _mm512_mul_ps(scale, lowest)
-        } else if rows.zeros.is_empty() {
-            _mm512_setzero_ps()
-        } else {
-            load_floats(rows.zeros, block * rows.meta_stride + first)
-        };
-        for g in 0..G {
-            let (mut a, mut b) = (high[0][g], low[0][g]);
-            for set in 1..SETS {
-                a = _mm512_add_epi32(a, high[set][g]);
-                b = _mm512_add_epi32(b, low[set][g]);
+                }};
             }
-            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(a), b));
-            scores[g] = _mm512_fmadd_ps(sum, scale, scores[g]);
-            scores[g] = _mm512_fmadd_ps(zero, _mm512_set1_ps(queries.sums[block * G + g]), scores[g]);
+            let (fours, rest) = codes[from..to].as_chunks::<4>();
+            let mut queries_of_words = queries.words[from * per_word..to * per_word].chunks_exact(4 * per_word);
+            for (index, (codes, queries)) in fours.iter().zip(&mut queries_of_words).enumerate() {
+                (0..4).for_each(|word| soon.ask(tile * words + from + 4 * index + word));
+                add!(0, &codes[0], &queries[..per_word]);
+                add!(1, &codes[1], &queries[per_word..2 * per_word]);
+                add!(2, &codes[2], &queries[2 * per_word..3 * per_word]);
+                add!(3, &codes[3], &queries[3 * per_word..]);
+            }
+            for (codes, queries) in rest.iter().zip(queries_of_words.remainder().chunks_exact(per_word)) {
+                add!(0, codes, queries);
+            }
+            let scale = load_floats(rows.scales, block * rows.meta_stride + first);
+            let zero = if plan.signed {
+                _mm512_mul_ps(scale, lowest)
+            } else if rows.zeros.is_empty() {
+                _mm512_setzero_ps()
+            } else {
+                load_floats(rows.zeros, block * rows.meta_stride + first)
+            };
+            for g in 0..G {
+                let (mut a, mut b) = (high[0][g], low[0][g]);
+                for set in 1..SETS {
+                    a = _mm512_add_epi32(a, high[set][g]);
+                    b = _mm512_add_epi32(b, low[set][g]);
+                }
+                let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(a), b));
+                scores[g] = _mm512_fmadd_ps(sum, scale, scores[g]);
+                scores[g] = _mm512_fmadd_ps(zero, _mm512_set1_ps(queries.sums[block * G + g]), scores[g]);
+            }
         }
-    }
-    let some = LANES.min(rows.count - first);
-    for (g, score) in scores.into_iter().enumerate() {
-        store(_mm512_mul_ps(score, _mm512_set1_ps(queries.steps[g])), &mut out[g * stride..][..some]);
+        let some = LANES.min(rows.count - first);
+        for g in 0..G {
+            store(_mm512_mul_ps(scores[g], steps[g]), &mut out[g * stride + first..][..some]);
+        }
     }
 }
 
@@ -496,7 +502,8 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
 ) {
     let registers = plan.lane_blocks.len();
     let codes: &[Line] = if plan.turned { rows.codes.as_chunks().0 } else { &turned.codes };
-    let soon = Soon::new(codes, &Rows { ahead: if plan.turned && member == 0 { rows.ahead } else { &[] }, ..*rows }, 0);
+    let quads = rows.count.div_ceil(4).min(QUADS);
+    let soon = Soon::new(if plan.turned && member == 0 { rows.ahead } else { &[] }, codes);
     let weights: [&[[[i32; W]; 2]; QUADS]; G] = std::array::from_fn(|g| {
         let own = turned.weights[(item + member + g) * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
         own.first_chunk().unwrap_or(&[[[0; W]; 2]; QUADS])
@@ -504,7 +511,7 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
     let blocks: [__m512i; J] = std::array::from_fn(|j| load_words(&plan.lane_blocks[first + j]));
     let mut high = [[[_mm512_setzero_si512(); G]; FIELDS]; J];
     let mut low = high;
-    for (quad, codes) in (0..rows.count.div_ceil(4).min(QUADS)).zip(codes.chunks_exact(registers)) {
+    for (quad, codes) in (0..quads).zip(codes.chunks_exact(registers)) {
         let codes = &codes[first..][..J];
         for j in 0..J {
             soon.ask(quad * registers + first + j);

@@ -1,8 +1,20 @@
 //! What splits say about the tokens of a cache, put together.
+#![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
 
 use super::plan::LANES;
 use super::{Block, KINDS, Partial, Shared};
+use crate::generated::isa::for_each_isa;
 use crate::side::SpanKind;
+
+for_each_isa! {
+    /// Adds `factor` times vectors that lie so far apart.
+    fn add_vectors(factor: f32, vectors: &[f32], stride: usize, sums: &mut [f32]) {
+        let (sums, _) = sums.as_chunks_mut::<LANES>();
+        for (sums, own) in sums.iter_mut().zip(vectors.chunks(stride).filter_map(|rest| rest.first_chunk::<LANES>())) {
+            sums.iter_mut().zip(own).for_each(|(sum, x)| *sum += factor * x);
+        }
+    }
+}
 
 impl Shared<'_> {
     /// Puts the splits of a block together.
@@ -13,6 +25,7 @@ impl Shared<'_> {
         // Rows of all heads, for maps.
         let (mut exact, mut sealed) = (vec![0.0; heads * dim], vec![0.0; heads * dim]);
         let mut shares = vec![0.0; heads];
+        let mut sums = Vec::new();
         let members = block.packs.iter().flat_map(|&pack| (0..pack.1).map(move |index| (pack, index)));
         for (pack, index) in members {
             let member = pack.0 + index;
@@ -46,6 +59,7 @@ impl Shared<'_> {
                             kind,
                             (head * block.members + pack.0, pack.1, index),
                             rows,
+                            &mut sums,
                             &mut out[row.clone()],
                         );
                     }
@@ -73,24 +87,23 @@ impl Shared<'_> {
         kind: SpanKind,
         (first, members, index): (usize, usize, usize),
         splits: impl Iterator<Item = (f64, &'p [f32])>,
+        sums: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         let (form, vectors) = (self.values.form(kind), self.values.vectors(kind));
-        let mut sums = vec![0.0; (vectors + 1) * LANES];
+        sums.clear();
+        sums.resize((vectors + 1) * LANES + out.len(), 0.0);
+        let (sums, row) = sums.split_at_mut((vectors + 1) * LANES);
         for (factor, rows) in splits.filter(|(_, rows)| !rows.is_empty()) {
             #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
             let factor = factor as f32;
-            let rows = &rows[first * (vectors + 1) * LANES..];
-            for (sums, vectors) in sums.chunks_exact_mut(LANES).zip(rows.chunks_exact(members * LANES)) {
-                let own = &vectors[index * LANES..][..LANES];
-                sums.iter_mut().zip(own).for_each(|(sum, x)| *sum += factor * x);
-            }
+            let rows = &rows[first * (vectors + 1) * LANES..][index * LANES..];
+            add_vectors(factor, rows, members * LANES, sums);
         }
         let (sums, zeros) = sums.split_at(vectors * LANES);
-        let mut row = vec![0.0; out.len()];
         match &form.ints {
-            Some(plan) => plan.gather(sums, &mut row),
-            None => form.plan.gather(sums, 1, 0, &mut row),
+            Some(plan) => plan.gather(sums, row),
+            None => form.plan.gather(sums, 1, 0, row),
         }
         let group = form.plan.rows.group;
         for ((row, out), zero) in row.chunks(group).zip(out.chunks_mut(group)).zip(zeros) {

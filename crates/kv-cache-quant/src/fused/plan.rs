@@ -152,7 +152,7 @@ pub(super) struct Queries {
 
 impl Queries {
     /// Queries with the scale of scores in them.
-    pub(super) fn new(plan: &Plan, queries: &[Vec<f32>]) -> Self {
+    pub(super) fn new(plan: &Plan, queries: &[&[f32]]) -> Self {
         let at = |query: &[f32], element: Option<usize>| element.map_or(0.0, |element| query[element]);
         let mut values = Vec::new();
         for order in plan.order.chunks_exact(LANES) {

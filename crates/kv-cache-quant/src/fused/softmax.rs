@@ -1,60 +1,56 @@
 //! Scores to weights, relative to the largest score.
-#![expect(unsafe_code, reason = "calls of functions compiled for instruction sets found at run time")]
+#![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
+use super::avx512::{Avx512, store};
 use super::plan::LANES;
-use crate::generated::isa::for_each_isa;
+use std::arch::x86_64::*;
+
+impl Avx512 {
+    /// Turns scores, of whole sixteens of tokens, into `e^(score − top)`, where `top` is the largest: top and sum of the weights.
+    /// Scores of −∞ become 0.
+    pub(super) fn weigh_scores(self, scores: &mut [f32]) -> (f32, f32) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe { weigh_scores_of(scores.as_chunks_mut().0) }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn weigh_scores_of(scores: &mut [[f32; LANES]]) -> (f32, f32) {
+    // SAFETY: 16 floats.
+    let load = |scores: &[f32; LANES]| unsafe { _mm512_loadu_ps(scores.as_ptr()) };
+    let mut tops = _mm512_set1_ps(f32::NEG_INFINITY);
+    for scores in &*scores {
+        tops = _mm512_max_ps(tops, load(scores));
+    }
+    let top = _mm512_reduce_max_ps(tops);
+    let origin = _mm512_set1_ps(if top == f32::NEG_INFINITY { 0.0 } else { top });
+    let mut sums = _mm512_setzero_ps();
+    for scores in scores {
+        let weights = exp(_mm512_sub_ps(load(scores), origin));
+        sums = _mm512_add_ps(sums, weights);
+        store(weights, scores);
+    }
+    (top, _mm512_reduce_add_ps(sums))
+}
 
 /// `e^x` for `x ≤ 0`, zero below −87: relative error under 2⁻²².
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    // Adding the constant rounds to an integer and leaves it, plus 127, in the low bits.
-    const ROUND: f32 = 12_582_912.0 + 127.0;
-    const LN2_HIGH: f32 = 0.693_145_75;
-    const LN2_LOW: f32 = 1.428_606_8e-6;
-    let kept = if x > -87.0 { x } else { -87.0 };
-    let rounded = kept * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = (kept - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.0 / 5040.0;
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn exp(x: __m512) -> __m512 {
+    let all = |x: f32| _mm512_set1_ps(x);
+    let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm512_mul_ps(
+        _mm512_max_ps(x, all(-87.0)),
+        all(std::f32::consts::LOG2_E),
+    ));
+    // ln 2 in two parts, of which n times the first is exact.
+    let r = _mm512_fnmadd_ps(n, all(0.693_145_75), _mm512_max_ps(x, all(-87.0)));
+    let r = _mm512_fnmadd_ps(n, all(1.428_606_8e-6), r);
+    let mut p = all(1.0 / 5040.0);
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + c;
+        p = _mm512_fmadd_ps(p, r, all(c));
     }
-    let power = f32::from_bits(rounded.to_bits() << 23);
-    if x > -87.0 { p * power } else { 0.0 }
-}
-
-for_each_isa! {
-    /// Turns scores, of whole sixteens of tokens, into `e^(score − top)`, where `top` is the largest. Scores of −∞ become 0.
-    fn weigh_scores(scores: &mut [f32], top: &mut f32, sum: &mut f32) {
-        let (scores, _) = scores.as_chunks_mut::<LANES>();
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        for scores in &*scores {
-            lanes.iter_mut().zip(scores).for_each(|(top, &score)| *top = if score > *top { score } else { *top });
-        }
-        *top = combine(lanes, |a, b| if a > b { a } else { b });
-        let origin = if *top == f32::NEG_INFINITY { 0.0 } else { *top };
-        lanes = [0.0; LANES];
-        for scores in scores {
-            for lane in 0..LANES {
-                scores[lane] = exp(scores[lane] - origin);
-                lanes[lane] += scores[lane];
-            }
-        }
-        *sum = combine(lanes, |a, b| a + b);
-    }
-}
-
-/// Combines lanes in a fixed order.
-#[inline(always)]
-fn combine(mut lanes: [f32; LANES], both: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = both(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+    let near = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, all(-87.0));
+    _mm512_maskz_scalef_ps(near, p, n)
 }
 
 #[cfg(test)]
@@ -63,29 +59,39 @@ mod tests {
 
     #[test]
     fn exponentials_are_within_two_units_of_the_last_place() {
-        for i in 0..870_000_u32 {
-            let x = -(f64::from(i) / 10_000.0);
-            #[expect(clippy::cast_possible_truncation, reason = "a test point")]
-            let (got, exact) = (f64::from(exp(x as f32)), f64::from(x as f32).exp());
-            assert!((got - exact).abs() <= exact * 2.4e-7, "{x}: {got} for {exact}");
+        let Some(kernels) = Avx512::detect() else { return };
+        for first in (0..870_000_u32).step_by(15) {
+            // Relative to the first, 0.
+            let mut scores = [0.0_f32; LANES];
+            #[expect(clippy::cast_possible_truncation, reason = "test points")]
+            scores.iter_mut().zip(0..).skip(1).for_each(|(x, i)| *x = -(f64::from(first + i - 1) / 10_000.0) as f32);
+            let before = scores;
+            kernels.weigh_scores(&mut scores);
+            for (x, got) in before.into_iter().zip(scores) {
+                let exact = f64::from(x).exp();
+                assert!((f64::from(got) - exact).abs() <= exact * 2.4e-7, "{x}: {got} for {exact}");
+            }
         }
-        assert_eq!([exp(-88.0), exp(f32::NEG_INFINITY)], [0.0; 2], "what is far below is nothing");
+        let mut far = [0.0; LANES];
+        (far[1], far[2]) = (-88.0, f32::NEG_INFINITY);
+        kernels.weigh_scores(&mut far);
+        assert_eq!(far[..4], [1.0, 0.0, 0.0, 1.0], "what is far below is nothing");
     }
 
     #[test]
     fn weights_are_relative_to_the_largest_score() {
+        let Some(kernels) = Avx512::detect() else { return };
         let mut scores: Vec<f32> = (0..64_u8).map(|i| f32::from(i * 37 % 64) / 8.0).collect();
         scores.iter_mut().skip(1).step_by(3).for_each(|score| *score = f32::NEG_INFINITY);
         let before = scores.clone();
-        let (mut top, mut sum) = (0.0, 0.0);
-        weigh_scores(&mut scores, &mut top, &mut sum);
+        let (top, sum) = kernels.weigh_scores(&mut scores);
         assert_eq!(top, before.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let expected: Vec<f32> = before.iter().map(|score| (score - top).exp()).collect();
         let close = |a: f32, b: f32| (a - b).abs() < 1e-6;
         assert!(scores.iter().zip(&expected).all(|(a, b)| close(*a, *b)), "{scores:?} for {expected:?}");
         assert!(close(sum / 20.0, expected.iter().sum::<f32>() / 20.0), "{sum}");
         let mut hidden = [f32::NEG_INFINITY; 32];
-        weigh_scores(&mut hidden, &mut top, &mut sum);
-        assert_eq!((hidden, top, sum), ([0.0; 32], f32::NEG_INFINITY, 0.0), "nothing is seen");
+        let found = kernels.weigh_scores(&mut hidden);
+        assert_eq!((hidden, found), ([0.0; 32], (f32::NEG_INFINITY, 0.0)), "nothing is seen");
     }
 }

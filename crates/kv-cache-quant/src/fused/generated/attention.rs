@@ -41,7 +41,7 @@ pub(in super::super) fn skip_codes<const BITS: u32>(words: __m512i) -> [__m512i;
     }
 }
 
-/// Scores of 16 turned rows from `first` on.
+/// Scores of turned rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(in super::super) fn dot_tiles(
@@ -49,19 +49,18 @@ pub(in super::super) fn dot_tiles(
     queries: &IntQueries,
     codes: &[Line],
     rows: &Rows<'_>,
-    first: usize,
     out: (&mut [f32], usize),
 ) {
     match (plan.bits, queries.members) {
-        (2, 1) => dot_tile::<2, 4, 1, 4>(plan, queries, codes, rows, first, out),
-        (2, 2) => dot_tile::<2, 4, 2, 4>(plan, queries, codes, rows, first, out),
-        (2, _) => dot_tile::<2, 4, 4, 2>(plan, queries, codes, rows, first, out),
-        (4, 1) => dot_tile::<4, 2, 1, 4>(plan, queries, codes, rows, first, out),
-        (4, 2) => dot_tile::<4, 2, 2, 4>(plan, queries, codes, rows, first, out),
-        (4, _) => dot_tile::<4, 2, 4, 2>(plan, queries, codes, rows, first, out),
-        (_, 1) => dot_tile::<8, 1, 1, 4>(plan, queries, codes, rows, first, out),
-        (_, 2) => dot_tile::<8, 1, 2, 4>(plan, queries, codes, rows, first, out),
-        (_, _) => dot_tile::<8, 1, 4, 2>(plan, queries, codes, rows, first, out),
+        (2, 1) => dot_tile::<2, 4, 1, 4>(plan, queries, codes, rows, out),
+        (2, 2) => dot_tile::<2, 4, 2, 4>(plan, queries, codes, rows, out),
+        (2, _) => dot_tile::<2, 4, 4, 2>(plan, queries, codes, rows, out),
+        (4, 1) => dot_tile::<4, 2, 1, 4>(plan, queries, codes, rows, out),
+        (4, 2) => dot_tile::<4, 2, 2, 4>(plan, queries, codes, rows, out),
+        (4, _) => dot_tile::<4, 2, 4, 2>(plan, queries, codes, rows, out),
+        (_, 1) => dot_tile::<8, 1, 1, 4>(plan, queries, codes, rows, out),
+        (_, 2) => dot_tile::<8, 1, 2, 4>(plan, queries, codes, rows, out),
+        (_, _) => dot_tile::<8, 1, 4, 2>(plan, queries, codes, rows, out),
     }
 }
 
