@@ -21,7 +21,7 @@ const DIM: usize = 128;
 /// Tokens that are appended at once.
 const PIECE: usize = 256;
 /// Methods, and what reading as many bytes as each stores is called.
-const METHODS: [[&str; 2]; 12] = [
+const METHODS: [[&str; 2]; 13] = [
     ["f32", "reading f32"],
     ["f16", "reading f16"],
     ["int8", "reading int8"],
@@ -32,6 +32,7 @@ const METHODS: [[&str; 2]; 12] = [
     ["int2-min", "reading int2-min"],
     ["int2-g32-min", "reading int2-g32-min"],
     ["mxfp4", "reading mxfp4"],
+    ["nvfp4", "reading nvfp4"],
     ["rotated:int4-min", "reading rotated:int4-min"],
     ["kivi:2", "reading kivi:2"],
 ];

@@ -7,7 +7,7 @@
 //! Maps of rows, such as rotations, move to the other factor: `q · (L x + b) = (Lᵀ q) · x + q · b`, and a weighted sum
 //! of mapped values is the map of their weighted sum.
 //!
-//! Compared with attention on decoded rows, where codes are integers of 2, 4 or 8 bits:
+//! Compared with attention on decoded rows, where codes are integers of 2, 4 or 8 bits, or E2M1, which is one in steps of 1/2:
 //!
 //! - queries are rounded to multiples of `max|q|/32512`, which changes a score by at most `scale · max|q| · Σ|k| / 65024`;
 //! - products of weights and scales are rounded to multiples of `m/32512`, `m` the largest of at most 64 consecutive tokens,

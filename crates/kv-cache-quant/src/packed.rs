@@ -7,7 +7,7 @@ use quant_core::{Element, FloatKind, Format, IntRule, Layout, NvRule, Overflow, 
 /// Where codes, scales and zero points of sealed units lie: what [`Codec::packed`](crate::Codec::packed) tells attention.
 ///
 /// It covers codes that a value follows from by `code · scale + zero`, with codes that are integers of 2, 4, 8 or 16
-/// bits, entries of a table of 16, or floats of 8, 16 or 32 bits. Rows are tokens, or channels where a unit is stored
+/// bits, entries of a table of 16, or floats of 4, 8, 16 or 32 bits. Rows are tokens, or channels where a unit is stored
 /// transposed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedRows {
@@ -35,6 +35,8 @@ pub(crate) enum Coding {
         bits: u32,
         signed: bool,
     },
+    /// E2M1 under scales, counted in steps of 1/2: an integer.
+    E2m1,
     /// Unsigned, 16 bits.
     Word,
     /// 4 bits that name an entry.
@@ -77,14 +79,40 @@ pub(crate) enum Zero {
     },
 }
 
+/// Scales, and perhaps values of code 0, of a fixed size each: see [`Meta::Sections`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PlainScales {
+    pub(crate) scale: Stored,
+    pub(crate) second: bool,
+    pub(crate) factor: f32,
+}
+
 /// Groups of one head that kernels hold in a register.
 const MOST_BLOCKS: usize = 16;
+
+/// The integers that codes of a kind stand for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Integers {
+    pub(crate) least: f32,
+    /// What they lie around.
+    pub(crate) middle: f32,
+}
+
+impl Stored {
+    /// Bytes of a scale.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::Float(kind) => kind.bytes(),
+            Self::E8m0 | Self::E4m3 => 1,
+        }
+    }
+}
 
 impl Coding {
     pub(crate) fn bits(self) -> usize {
         match self {
             Self::Int { bits, .. } => bits as usize,
-            Self::Table(_) => 4,
+            Self::E2m1 | Self::Table(_) => 4,
             Self::E4m3 | Self::E5m2 => 8,
             Self::Word | Self::F16 | Self::Bf16 => 16,
             Self::F32 => 32,
@@ -99,6 +127,19 @@ impl Coding {
             Self::Int { signed: true, .. } => 0x80,
             _ => 0,
         }
+    }
+
+    /// The integers that codes stand for; `None`: they stand for none, or for some of 16 bits.
+    pub(crate) fn integers(self) -> Option<Integers> {
+        let Self::Int { bits, signed } = self else {
+            return (self == Self::E2m1).then_some(Integers { least: -12.0, middle: 0.0 });
+        };
+        let most = f32::from(u8::MAX >> (8 - bits));
+        Some(if signed {
+            Integers { least: -(most + 1.0) / 2.0, middle: 0.0 }
+        } else {
+            Integers { least: 0.0, middle: most / 2.0 }
+        })
     }
 
     /// Whether several codes share a byte.
@@ -192,18 +233,14 @@ impl PackedRows {
         }
     }
 
-    /// Whether scales, and values of code 0 where there are any, are f16 and nothing more.
-    pub(crate) fn has_plain_halves(&self) -> bool {
-        let float = ScaleType::F16;
-        matches!(
-            self.meta,
-            Meta::Sections {
-                scale: Stored::Float(kind),
-                zero: Zero::None | Zero::Float,
-                second: false,
-                factor: 1.0
-            } if kind == float
-        )
+    /// How scales are stored where kernels take those of many tokens at once: of integers whose zero points are no codes.
+    pub(crate) fn plain_scales(&self) -> Option<PlainScales> {
+        match self.meta {
+            Meta::Sections { scale, zero: Zero::None | Zero::Float, second, factor } => {
+                self.coding.integers().map(|_| PlainScales { scale, second, factor })
+            }
+            _ => None,
+        }
     }
 
     /// How pages of so many units cut units of one row: the codes of each head, then each scale where kernels take those of
@@ -216,9 +253,14 @@ impl PackedRows {
         let mut pieces = vec![Pieces { size: self.head_bytes(), count: self.heads, order }];
         let rest = self.unit_bytes - self.row_bytes;
         if rest > 0 {
-            let halves = matches!(self.coding, Coding::Int { .. }) && self.has_plain_halves();
-            let (size, count) = if halves { (2, rest / 2) } else { (rest, 1) };
-            pieces.push(Pieces { size, count, order: Order::Units });
+            let units = |size, count| Pieces { size, count, order: Order::Units };
+            match self.plain_scales() {
+                Some(PlainScales { scale, second, .. }) => {
+                    pieces.push(units(scale.bytes(), (rest - if second { 4 } else { 0 }) / scale.bytes()));
+                    pieces.extend(second.then(|| units(4, 1)));
+                }
+                None => pieces.push(units(rest, 1)),
+            }
         }
         Cut(pieces)
     }
@@ -226,7 +268,7 @@ impl PackedRows {
     /// How codes of a head lie in pages: where they are integers, as kernels multiply them, with code 0 for the least value.
     fn order(&self, stream: Stream, page_units: usize) -> Order {
         let fits = self.head_bytes().is_multiple_of(16) && page_units.is_multiple_of(16);
-        if !(fits && matches!(self.coding, Coding::Int { .. })) {
+        if !fits || self.coding.integers().is_none() {
             return Order::Units;
         }
         let flip = self.coding.signs();
@@ -269,10 +311,7 @@ impl PackedRows {
                 }
             }
             Meta::Sections { scale, zero, second, factor } => {
-                let width = match scale {
-                    Stored::Float(kind) => kind.bytes(),
-                    Stored::E8m0 | Stored::E4m3 => 1,
-                };
+                let width = scale.bytes();
                 let (scale_bytes, rest) = bytes.split_at((all * width).min(bytes.len()));
                 read_scales(scale, &scale_bytes[from * width..], scales);
                 match zero {
@@ -317,9 +356,11 @@ fn coding_of(format: Format) -> Option<(Coding, f32)> {
             (Coding::Int { bits: u32::from(bits), signed: !unsigned }, factor)
         }
         Element::Codebook(book) => (Coding::Table(*book.values()), 1.0),
-        Element::Float { kind: FloatKind::E2m1, .. } => {
+        Element::Float { kind: FloatKind::E2m1, .. } if format.scale == Scale::None => {
             (Coding::Table(std::array::from_fn(|code| FloatKind::E2m1.decode(u16::try_from(code).unwrap_or(0)))), 1.0)
         }
+        // Counted in steps of 1/2, which is a factor of scales.
+        Element::Float { kind: FloatKind::E2m1, .. } => (Coding::E2m1, 0.5),
         // Casts that overflow to NaN are left to the decoder.
         Element::Float { kind: FloatKind::E4m3Fn, overflow: Overflow::Saturate } => (Coding::E4m3, 1.0),
         Element::Float { kind: FloatKind::E5m2, overflow: Overflow::Saturate } => (Coding::E5m2, 1.0),

@@ -99,13 +99,14 @@ impl Pieces {
         let stride = all.len() / self.count;
         let pieces = all.chunks_exact_mut(stride);
         match self.order {
-            Order::Units if size == 2 => {
-                let pieces = pieces.map(|piece| &mut piece.as_chunks_mut::<2>().0[unit]);
-                pieces.zip(from.as_chunks::<2>().0).for_each(|(to, from)| *to = *from);
-            }
-            Order::Units => {
-                pieces.zip(from.chunks_exact(size)).for_each(|(to, from)| to[tile..][..size].copy_from_slice(from));
-            }
+            Order::Units => match size {
+                1 => write_each::<1>(pieces, unit, from),
+                2 => write_each::<2>(pieces, unit, from),
+                4 => write_each::<4>(pieces, unit, from),
+                _ => {
+                    pieces.zip(from.chunks_exact(size)).for_each(|(to, from)| to[tile..][..size].copy_from_slice(from));
+                }
+            },
             Order::Sixteens { flip } => {
                 for (piece, from) in pieces.zip(from.chunks_exact(size)) {
                     scatter(piece[tile..][..units * size].as_chunks_mut().0, lane, from, flip);
@@ -114,6 +115,12 @@ impl Pieces {
             Order::Fours { flip } => merge_bytes(all, stride, tile, lane, size, from, flip),
         }
     }
+}
+
+/// Writes the piece of a unit to each of those of all units, `N` bytes, without calls.
+fn write_each<'a, const N: usize>(pieces: impl Iterator<Item = &'a mut [u8]>, unit: usize, from: &[u8]) {
+    let pieces = pieces.map(|piece| &mut piece.as_chunks_mut::<N>().0[unit]);
+    pieces.zip(from.as_chunks::<N>().0).for_each(|(to, from)| *to = *from);
 }
 
 /// Writes four bytes to every line.

@@ -95,9 +95,19 @@ fn caches_say_whether_their_codes_are_read() {
         let cache = method.cache(g, storage, method.policy(), None).unwrap();
         with_isa(isa, || cache.attends_on_codes())
     };
-    for name in
-        ["f32", "f16", "int8", "int4-min", "int2-min", "int4-g32-min", "mxfp4", "nf4", "rotated:int4-min", "kivi:2"]
-    {
+    for name in [
+        "f32",
+        "f16",
+        "int8",
+        "int4-min",
+        "int2-min",
+        "int4-g32-min",
+        "mxfp4",
+        "nvfp4",
+        "nf4",
+        "rotated:int4-min",
+        "kivi:2",
+    ] {
         for dim in [64, 128] {
             assert_eq!(reads(name, dim, KeyStorage::PostRope, Isa::Avx512), kernels, "{name} of {dim}");
             for isa in [Isa::Portable, Isa::Avx2] {
@@ -157,6 +167,37 @@ fn every_packed_format_agrees_with_attention_on_decoded_rows() {
 }
 
 #[test]
+fn e2m1_with_every_scale_agrees_with_attention_on_decoded_rows() {
+    for name in E2M1 {
+        for (dim_k, dim_v, group) in
+            [(64, 256, 1), (80, 80, 2), (96, 112, 3), (112, 96, 4), (128, 128, 7), (256, 64, 8)]
+        {
+            let g = KvGeometry { kv_heads: 2, q_heads: 2 * group, dim_k, dim_v };
+            let codec = |dim| Arc::new(TokenFormat::new(2, dim, name.parse().unwrap()).unwrap());
+            // Pages that are whole sixteens, and such that are not.
+            for page_tokens in [48, 40] {
+                let policy = KvPolicy { sinks: 1, window: 6, page_tokens, ..KvPolicy::default() };
+                let storage = KeyStorage::PostRope;
+                let mut cache = QuantizedKv::new(g, storage, codec(dim_k), codec(dim_v), policy).unwrap();
+                let all = rows(g, 331, 41);
+                let mut held = 0;
+                for tokens in [8, 65, 200, 331] {
+                    append(&mut cache, &all, held..tokens);
+                    held = tokens;
+                    let queries = gaussian(42, 3 * g.q_heads * dim_k);
+                    let what = format!("{name} of {dim_k} and {dim_v}, {group} queries a head, {tokens} tokens");
+                    check(&cache, &Attention::of(&queries), &what);
+                }
+            }
+        }
+    }
+}
+
+/// E2M1 with scales of each kind, without any, and with groups of several sizes.
+const E2M1: [&str; 8] =
+    ["mxfp4", "mxfp4-g64-even", "nvfp4", "nvfp4-torchao1", "fp4-g32-f16", "fp4-g16-bf16", "fp4", "fp4-cast"];
+
+#[test]
 fn every_stage_of_pm_kvq_agrees_with_attention_on_decoded_rows() {
     let g = KvGeometry { kv_heads: 2, q_heads: 4, dim_k: 64, dim_v: 80 };
     for width in Width::LADDER {
@@ -188,7 +229,19 @@ fn attention_stays_right_after_tokens_were_cut_and_evicted() {
 
 #[test]
 fn attention_stays_right_where_pages_have_lost_single_tokens() {
-    for name in ["int8", "int8-g32-min", "int4-g32", "int4-min", "int4-g32-asym", "int2-g32", "int2-min"] {
+    let names = [
+        "int8",
+        "int8-g32-min",
+        "int4-g32",
+        "int4-min",
+        "int4-g32-asym",
+        "int2-g32",
+        "int2-min",
+        "mxfp4",
+        "nvfp4",
+        "nvint4",
+    ];
+    for name in names {
         let g = KvGeometry { kv_heads: 2, q_heads: 4, dim_k: 64, dim_v: 128 };
         let codec = |dim| Arc::new(TokenFormat::new(2, dim, name.parse().unwrap()).unwrap());
         let policy = KvPolicy { sinks: 3, window: 20, page_tokens: 48, ..KvPolicy::default() };
@@ -210,7 +263,7 @@ fn attention_stays_right_where_pages_have_lost_single_tokens() {
 
 #[test]
 fn every_number_of_threads_gives_the_same_bits() {
-    for name in ["int4-min", "rotated:int2-g32-min", "kivi:2", "mxfp4"] {
+    for name in ["int4-min", "rotated:int2-g32-min", "kivi:2", "mxfp4", "nvfp4"] {
         let g = KvGeometry { kv_heads: 2, q_heads: 8, dim_k: 128, dim_v: 128 };
         let method: KvMethod = name.parse().unwrap();
         let mut cache = method.cache(g, KeyStorage::PostRope, method.policy(), None).unwrap();
@@ -230,7 +283,7 @@ fn every_number_of_threads_gives_the_same_bits() {
 #[test]
 fn attention_over_equal_values_gives_them_whatever_the_splits() {
     let g = KvGeometry { kv_heads: 2, q_heads: 6, dim_k: 64, dim_v: 64 };
-    for name in ["f32", "f16", "int4-min", "int4-g32-min", "int2-min"] {
+    for name in ["f32", "f16", "int4-min", "int4-g32-min", "int2-min", "mxfp4", "nvfp4"] {
         let method: KvMethod = name.parse().unwrap();
         let policy = KvPolicy { sinks: 3, window: 5, ..method.policy() };
         let mut cache = method.cache(g, KeyStorage::PostRope, policy, None).unwrap();

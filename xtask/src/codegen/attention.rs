@@ -2,12 +2,13 @@
 
 use super::fill;
 
-/// Bits of codes, and of sums of values how many queries are taken together, how many of them are in registers at a time,
+/// Codes: a pattern of bits and whether they are E2M1, both; and of sums of values how many queries are taken together, how many of them are in registers at a time,
 /// and for how many registers of codes: fields, queries and registers multiply to at most 16 sums of two registers each.
-const WIDTHS: [(usize, [[usize; 3]; 3]); 3] = [
-    (2, [[1, 1, 2], [2, 2, 1], [4, 2, 1]]),
-    (4, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
-    (8, [[1, 1, 4], [2, 2, 4], [4, 4, 2]]),
+const CODES: [(&str, usize, bool, [[usize; 3]; 3]); 4] = [
+    ("2, _", 2, false, [[1, 1, 2], [2, 2, 1], [4, 2, 1]]),
+    ("4, false", 4, false, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
+    ("4, true", 4, true, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
+    ("_, _", 8, false, [[1, 1, 4], [2, 2, 4], [4, 4, 2]]),
 ];
 
 /// Of scores, how many queries are taken together, and sums side by side, so that none waits for the one before.
@@ -27,22 +28,24 @@ const VECTORS: usize = 8;
 pub(super) fn write() -> String {
     // The last of a list stands for what else there might be.
     let pattern = |index: usize, value: usize| if index == 2 { "_".to_owned() } else { value.to_string() };
-    let (mut scores, mut sums, mut skips) = (String::new(), String::new(), Vec::new());
-    for (index, (bits, tiles)) in WIDTHS.into_iter().enumerate() {
-        let (width, fields) = (pattern(index, bits), 8 / bits);
+    let (mut scores, mut sums) = (String::new(), String::new());
+    for (codes, bits, e2m1, tiles) in CODES {
+        let kind = format!("{bits}, {}, {e2m1}", 8 / bits);
         for (place, [members, sets]) in SCORES.into_iter().enumerate() {
-            scores += &format!("({width}, {}) => dot_tile", pattern(place, members));
-            scores += &format!("::<{bits}, {fields}, {members}, {sets}>(plan, queries, codes, rows, out),\n");
+            scores += &format!("({codes}, {}) => dot_tile", pattern(place, members));
+            scores += &format!("::<{kind}, {members}, {sets}>(plan, queries, codes, rows, out),\n");
         }
         for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
-            let tile = format!("weigh_tile::<{bits}, {fields}, {members}, {registers}>");
+            let tile = format!("weigh_tile::<{kind}, {members}, {registers}>");
             let call = |first: usize| format!("{tile}(plan, (item, {first}, members), rows, turned, sums);");
             let calls: String = (0..together).step_by(members).map(call).collect();
-            sums += &format!("({width}, {}) => {{ {calls} }}\n", pattern(place, together));
+            sums += &format!("({codes}, {}) => {{ {calls} }}\n", pattern(place, together));
         }
-        let shifts = (1..VECTORS).map(|code| format!(", _mm512_srli_epi32::<{}>(words)", bits * code));
-        skips.push(format!("[words{}]", shifts.collect::<String>()));
     }
+    let skip = |bits: usize| {
+        let shifts = (1..VECTORS).map(|code| format!(", _mm512_srli_epi32::<{}>(words)", bits * code));
+        format!("[words{}]", shifts.collect::<String>())
+    };
     let (mut chosen, mut interleaved) = (String::new(), String::new());
     for (index, (bytes, [register, mm, si, mask, low])) in LOADS.into_iter().enumerate() {
         let bytes = bytes.to_string();
@@ -50,8 +53,7 @@ pub(super) fn write() -> String {
         let values = [("bytes", bytes.as_str()), ("register", register), ("mm", mm), ("si", si)];
         interleaved += &fill(INTERLEAVE, &[&values[..], &[("mask", mask), ("low", low)]].concat());
     }
-    let [two, four] = [0, 1].map(|width: usize| skips[width].clone());
-    let values = [("scores", scores), ("sums", sums), ("two", two), ("four", four), ("chosen", chosen)];
+    let values = [("scores", scores), ("sums", sums), ("two", skip(2)), ("four", skip(4)), ("chosen", chosen)];
     fill(&fill(MODULE, &values), &[("interleaved", interleaved), ("vectors", VECTORS.to_string())])
 }
 
@@ -84,7 +86,7 @@ pub(in super::super) fn dot_tiles(
     rows: &Rows<'_>,
     out: (&mut [f32], usize),
 ) {
-    match (plan.bits, queries.members) {
+    match (plan.bits, plan.e2m1, queries.members) {
         $scores
     }
 }
@@ -99,7 +101,7 @@ pub(in super::super) fn weigh_tiles(
     turned: &Turned,
     sums: &mut [f32],
 ) {
-    match (plan.bits, members) {
+    match (plan.bits, plan.e2m1, members) {
         $sums
     }
 }

@@ -1,14 +1,15 @@
 //! Products with packed rows in AVX-512.
 //!
 //! Codes are turned into f32 in registers: those of 4 bits by a permutation of a table of 16, which looks at the low four
-//! bits of each lane only, those of 2 bits by a table that repeats every 4 entries. Integers have kernels of their own,
-//! in [`super::kernels`], but where rows are channels.
+//! bits of each lane only, those of 2 bits by a table that repeats every 4 entries. Integers and E2M1 have kernels of
+//! their own, in [`super::kernels`], but where rows are channels.
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
 use super::generated::attention::{MOST, skip_codes};
 use super::ints::RUN;
 use super::plan::{Chunk, LANES, Plan, Queries};
-use crate::packed::Coding;
+use crate::packed::{Coding, Stored};
+use quant_core::ScaleType;
 use std::arch::x86_64::*;
 
 /// Some rows of one head.
@@ -44,10 +45,18 @@ impl Avx512 {
         found.then_some(Self(()))
     }
 
-    /// Reads `count` halves of each group, `stride` from one group to the next, to `[group][RUN]`.
-    pub(super) fn read_halves(self, halves: &[u8], stride: usize, count: usize, out: &mut [f32]) {
+    /// Reads `count` scales of each group, `stride` from one group to the next, to `[group][RUN]`, each times the factor of its
+    /// token.
+    pub(super) fn read_scales(
+        self,
+        kind: Stored,
+        scales: (&[u8], usize),
+        count: usize,
+        factors: &[f32; RUN],
+        out: &mut [f32],
+    ) {
         // SAFETY: a value of `Self` proves the instructions.
-        unsafe { read_halves_of(halves, stride, count, out) }
+        unsafe { read_scales_of(kind, scales, count, factors, out) }
     }
 
     /// `out[member · stride + row] = query · row`.
@@ -84,16 +93,55 @@ impl Avx512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn read_halves_of(halves: &[u8], stride: usize, count: usize, out: &mut [f32]) {
+fn read_scales_of(kind: Stored, scales: (&[u8], usize), count: usize, factors: &[f32; RUN], out: &mut [f32]) {
+    match kind {
+        Stored::Float(ScaleType::F16) => {
+            read_scales_as::<2>(scales, count, factors, out, |x| _mm512_cvtph_ps(_mm512_castsi512_si256(x)));
+        }
+        Stored::Float(ScaleType::Bf16) => read_scales_as::<2>(scales, count, factors, out, |x| {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x))))
+        }),
+        Stored::Float(ScaleType::F32) => {
+            read_scales_as::<4>(scales, count, factors, out, |x| _mm512_castsi512_ps(x));
+        }
+        Stored::E8m0 => read_scales_as::<1>(scales, count, factors, out, |x| {
+            // 2^(code − 127); code 0 lies among the subnormal numbers.
+            let exponents = _mm512_slli_epi32::<23>(_mm512_cvtepu8_epi32(_mm512_castsi512_si128(x)));
+            _mm512_castsi512_ps(_mm512_max_epu32(exponents, _mm512_set1_epi32(1 << 22)))
+        }),
+        Stored::E4m3 => read_scales_as::<1>(scales, count, factors, out, |x| e4m3(_mm512_castsi512_si128(x))),
+    }
+}
+
+/// Scales of `BYTES` bytes each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn read_scales_as<const BYTES: usize>(
+    (scales, stride): (&[u8], usize),
+    count: usize,
+    factors: &[f32; RUN],
+    out: &mut [f32],
+    convert: impl Fn(__m512i) -> __m512,
+) {
     for (group, out) in out.chunks_exact_mut(RUN).enumerate() {
-        let halves = &halves[2 * group * stride..][..2 * count];
-        for (halves, out) in halves.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
-            let mask = u16::MAX >> (LANES - halves.len() / 2).min(15);
-            // SAFETY: the mask names the halves that there are.
-            let halves = unsafe { _mm256_maskz_loadu_epi16(mask, halves.as_ptr().cast()) };
-            store(_mm512_cvtph_ps(halves), out);
+        let scales = &scales[BYTES * group * stride..][..BYTES * count];
+        for (at, (scales, out)) in scales.chunks(BYTES * LANES).zip(out.chunks_mut(LANES)).enumerate() {
+            let mask = u64::MAX >> (64 - scales.len()).min(63);
+            // SAFETY: the mask names the bytes that there are.
+            let scales = unsafe { _mm512_maskz_loadu_epi8(mask, scales.as_ptr().cast()) };
+            store(_mm512_mul_ps(convert(scales), load_floats(factors, at * LANES)), out);
         }
     }
+}
+
+/// Values of E4M3: as f16 with the exponent of E4M3, which is 8 too small.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn e4m3(codes: __m128i) -> __m512 {
+    let codes = _mm256_cvtepu8_epi16(codes);
+    let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
+    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
+    _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), _mm512_set1_ps(256.0))
 }
 
 #[inline]
@@ -235,19 +283,9 @@ macro_rules! with_reader {
             Coding::Int { bits: 8, .. } => wide!(|row, vector| {
                 _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(row, vector)))
             }),
-            Coding::Int { .. } | Coding::Table(_) => dense!(4),
+            Coding::Int { .. } | Coding::E2m1 | Coding::Table(_) => dense!(4),
             Coding::Word => wide!(|row, vector| _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(halves(row, vector)))),
-            Coding::E4m3 => {
-                // As f16 with the exponent of E4M3, which is 8 too small.
-                let (magnitude, sign) = (_mm256_set1_epi16(0x7f), _mm256_set1_epi16(0x80));
-                let rebias = _mm512_set1_ps(256.0);
-                wide!(|row, vector| {
-                    let codes = _mm256_cvtepu8_epi16(bytes(row, vector));
-                    let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, magnitude));
-                    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, sign));
-                    _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), rebias)
-                });
-            }
+            Coding::E4m3 => wide!(|row, vector| e4m3(bytes(row, vector))),
             Coding::E5m2 => wide!(|row, vector| {
                 _mm512_cvtph_ps(_mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(bytes(row, vector))))
             }),

@@ -1,4 +1,4 @@
-//! Products with rows of integers in AVX-512 (VNNI): where they lie in a register, and queries and weights for it.
+//! Products with rows of integers, or of E2M1 in steps of 1/2, in AVX-512 (VNNI): where they lie in a register, and queries and weights for it.
 //!
 //! An instruction multiplies four bytes of each of 16 lanes and adds them up. Of keys, 16 tokens are the lanes, and a lane's
 //! bytes are four bytes of its row; of values, bytes of the row are the lanes, and a lane's bytes are those of four tokens.
@@ -8,7 +8,7 @@
 //! The other factor, a query or the products of weights and scales, has 16 bits, as two signed bytes with sums of their own.
 
 use super::plan::{LANES, places};
-use crate::packed::{Coding, PackedRows};
+use crate::packed::{Coding, Integers, PackedRows};
 
 /// Rows whose weights share a step, and whose scales are read at once.
 pub(super) const RUN: usize = 64;
@@ -19,9 +19,12 @@ pub(super) const MOST_STEPS: f32 = 32512.0;
 /// How kernels walk over a row of one head.
 #[derive(Clone, Debug)]
 pub(super) struct IntPlan {
-    pub(super) bits: u32,
-    pub(super) signed: bool,
-    /// Bits of a byte that are to be inverted, so that code 0 stands for the least value.
+    pub(super) bits: usize,
+    /// What codes stand for: numbers that kernels multiply are those above the least.
+    pub(super) integers: Integers,
+    /// Whether codes are E2M1: a table gives their numbers.
+    pub(super) e2m1: bool,
+    /// Bits of a byte that are to be inverted, so that code 0 stands for the least value; of E2M1 none.
     pub(super) flip: u8,
     pub(super) head_bytes: usize,
     /// Whether codes lie as products want them; else they are turned first.
@@ -42,11 +45,9 @@ pub(super) struct IntPlan {
 impl IntPlan {
     /// `None` where codes are not integers, or rows are channels. `turned`: whether codes lie as products want them.
     pub(super) fn new(rows: &PackedRows, turned: bool) -> Option<Self> {
-        let Coding::Int { bits, signed } = rows.coding else { return None };
-        if rows.transposed {
-            return None;
-        }
-        let (head_bytes, fields) = (rows.head_bytes(), 8 / bits as usize);
+        let integers = rows.coding.integers().filter(|_| !rows.transposed)?;
+        let bits = rows.coding.bits();
+        let (head_bytes, fields) = (rows.head_bytes(), 8 / bits);
         let width = match head_bytes {
             33.. => 64,
             17.. => 32,
@@ -74,21 +75,22 @@ impl IntPlan {
         };
         Some(Self {
             bits,
-            signed,
+            integers,
+            e2m1: rows.coding == Coding::E2m1,
             flip: rows.coding.signs(),
             head_bytes,
             turned,
             width,
             loads,
             blocks: rows.blocks(),
-            block_words: (rows.group.min(rows.columns) * bits as usize).div_ceil(32),
+            block_words: (rows.group.min(rows.columns) * bits).div_ceil(32),
             lane_blocks: registers.iter().map(|register| register.map(block)).collect(),
             places: places(&registers.iter().flat_map(of_register).collect::<Vec<_>>(), rows.columns),
         })
     }
 
     pub(super) fn fields(&self) -> usize {
-        8 / self.bits as usize
+        8 / self.bits
     }
 
     /// Words of a row, and of a row with what its last load has too much.

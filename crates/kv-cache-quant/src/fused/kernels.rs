@@ -326,19 +326,28 @@ fn load_line(line: &Line) -> __m512i {
     unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
 }
 
-/// The codes of a register, field by field.
+/// Twice the values of E2M1, and 12 more, so that none is negative.
+const DOUBLED: [i8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// The numbers above the least that the codes of a register stand for, field by field.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn fields_of<const BITS: u32, const FIELDS: usize>(x: __m512i) -> [__m512i; FIELDS] {
+fn fields_of<const BITS: u32, const FIELDS: usize, const E2M1: bool>(x: __m512i) -> [__m512i; FIELDS] {
     let mask = _mm512_set1_epi8((u8::MAX >> (8 - BITS)).cast_signed());
-    std::array::from_fn(|field| match (BITS, field) {
+    let codes: [__m512i; FIELDS] = std::array::from_fn(|field| match (BITS, field) {
         (8, _) => x,
         (_, 0) => _mm512_and_si512(x, mask),
         (4, _) => _mm512_and_si512(_mm512_srli_epi16::<4>(x), mask),
         (_, 1) => _mm512_and_si512(_mm512_srli_epi16::<2>(x), mask),
         (_, 2) => _mm512_and_si512(_mm512_srli_epi16::<4>(x), mask),
         _ => _mm512_and_si512(_mm512_srli_epi16::<6>(x), mask),
-    })
+    });
+    if !E2M1 {
+        return codes;
+    }
+    // SAFETY: 16 bytes.
+    let table = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(DOUBLED.as_ptr().cast()) });
+    codes.map(|codes| _mm512_shuffle_epi8(table, codes))
 }
 
 /// What is asked for while codes are worked on: a line for each of theirs, so that requests are spread evenly and none waits for
@@ -369,14 +378,14 @@ impl Soon {
 /// Scores of turned rows, sixteen at a time. `SETS` are sums side by side, so that none waits for the one before.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, const SETS: usize>(
+pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, const G: usize, const SETS: usize>(
     plan: &IntPlan,
     queries: &IntQueries,
     codes: &[Line],
     rows: &Rows<'_>,
     (out, stride): (&mut [f32], usize),
 ) {
-    let lowest = _mm512_set1_ps(-f32::from(1_u8 << (BITS - 1)));
+    let least = plan.integers.least;
     let (words, per_word) = (plan.words(), FIELDS * G * 2);
     let lines = if plan.turned { words } else { plan.turned_words() };
     let tiles = rows.count.div_ceil(LANES);
@@ -391,7 +400,7 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
             let (mut high, mut low) = ([[_mm512_setzero_si512(); G]; SETS], [[_mm512_setzero_si512(); G]; SETS]);
             macro_rules! add {
                 ($set:literal, $codes:expr, $queries:expr) => {{
-                    let codes = fields_of::<BITS, FIELDS>(load_line($codes));
+                    let codes = fields_of::<BITS, FIELDS, E2M1>(load_line($codes));
                     let queries: &[i32] = $queries;
                     for field in 0..FIELDS {
                         let set = ($set * FIELDS + field) % SETS;
@@ -418,8 +427,8 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
                 add!(0, codes, queries);
             }
             let scale = load_floats(rows.scales, block * rows.meta_stride + first);
-            let zero = if plan.signed {
-                _mm512_mul_ps(scale, lowest)
+            let zero = if least < 0.0 {
+                _mm512_mul_ps(scale, _mm512_set1_ps(least))
             } else if rows.zeros.is_empty() {
                 _mm512_setzero_ps()
             } else {
@@ -447,7 +456,7 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const G: usize, con
 /// there are as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize>(
+pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, const G: usize, const J: usize>(
     plan: &IntPlan,
     (item, member, members): (usize, usize, usize),
     rows: &Rows<'_>,
@@ -459,7 +468,7 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
         macro_rules! some {
             ($count:expr) => {{
                 if plan.blocks == 1 {
-                    weigh_registers::<BITS, FIELDS, G, { $count }, 1>(
+                    weigh_registers::<BITS, FIELDS, E2M1, G, { $count }, 1>(
                         plan,
                         at,
                         (item, member, members),
@@ -468,7 +477,7 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
                         sums,
                     );
                 } else {
-                    weigh_registers::<BITS, FIELDS, G, { $count }, LANES>(
+                    weigh_registers::<BITS, FIELDS, E2M1, G, { $count }, LANES>(
                         plan,
                         at,
                         (item, member, members),
@@ -492,7 +501,14 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const G: usize, c
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J: usize, const W: usize>(
+fn weigh_registers<
+    const BITS: u32,
+    const FIELDS: usize,
+    const E2M1: bool,
+    const G: usize,
+    const J: usize,
+    const W: usize,
+>(
     plan: &IntPlan,
     first: usize,
     (item, member, members): (usize, usize, usize),
@@ -515,7 +531,7 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
         let codes = &codes[first..][..J];
         for j in 0..J {
             soon.ask(quad * registers + first + j);
-            let codes = fields_of::<BITS, FIELDS>(load_line(&codes[j]));
+            let codes = fields_of::<BITS, FIELDS, E2M1>(load_line(&codes[j]));
             for g in 0..G {
                 let [a, b] = weights[g][quad].each_ref().map(|own| {
                     if W < LANES {
@@ -540,6 +556,21 @@ fn weigh_registers<const BITS: u32, const FIELDS: usize, const G: usize, const J
                 let sums = &mut sums[(((first + j) * FIELDS + field) * members + member + g) * LANES..][..LANES];
                 store(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, load_floats(sums, 0)), sums);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packed::Coding;
+    use quant_core::FloatKind;
+
+    #[test]
+    fn bytes_of_e2m1_are_its_steps_above_the_least() {
+        let least = Coding::E2m1.integers().map(|integers| integers.least);
+        for (code, byte) in (0..).zip(DOUBLED) {
+            assert_eq!(Some(f32::from(byte) - 2.0 * FloatKind::E2m1.decode(code)), least.map(|least| -least));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! In which order kernels see the elements of a row, and queries laid out for it.
 
 use crate::packed::{Coding, PackedRows};
+use quant_core::FloatKind;
 
 /// Elements of a register of f32.
 pub(super) const LANES: usize = 16;
@@ -128,6 +129,7 @@ pub(super) fn gather(places: &[usize], sums: &[f32], members: usize, member: usi
 fn table(coding: Coding) -> [f32; LANES] {
     match coding {
         Coding::Table(values) => values,
+        Coding::E2m1 => std::array::from_fn(|code| 2.0 * FloatKind::E2m1.decode(u16::try_from(code).unwrap_or(0))),
         Coding::Int { bits, signed } => {
             let levels = 1_u8 << bits.min(4);
             let value = |code: u8| {

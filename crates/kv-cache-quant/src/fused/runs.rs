@@ -4,7 +4,7 @@ use super::avx512::{Avx512, Rows};
 use super::ints::RUN;
 use super::plan::LANES;
 use super::{Buffers, Form, Reader};
-use crate::packed::PackedRows;
+use crate::packed::{PackedRows, PlainScales};
 use crate::side::{Span, SpanKind};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -34,8 +34,15 @@ enum MetaBytes<'a> {
     Unit(&'a [u8], usize),
     /// The same of units of one row, from the first row's on, and the bytes from one to the next.
     Units(&'a [u8], usize),
-    /// Halves by group, those of tokens side by side, from the first row's on, and halves from one group to the next.
-    Halves(&'a [u8], usize),
+    /// Scales by group, those of tokens side by side, from the first row's on.
+    Groups {
+        scales: &'a [u8],
+        /// Scales from one group to the next.
+        stride: usize,
+        kind: PlainScales,
+        /// Scales of units, f32; empty where there are none.
+        second: &'a [u8],
+    },
 }
 
 /// The runs of a split.
@@ -71,10 +78,14 @@ pub(super) fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<u
                     stride: head_bytes,
                     head_stride: head_bytes * if amid == 0 { capacity } else { order.units() },
                     codes,
-                    meta: if form.ints.is_some() && layout.has_plain_halves() {
-                        MetaBytes::Halves(&meta[2 * place..], capacity)
-                    } else {
-                        MetaBytes::Units(&meta[place * rest..], rest)
+                    meta: match layout.plain_scales() {
+                        Some(kind) => MetaBytes::Groups {
+                            scales: &meta[kind.scale.bytes() * place..],
+                            stride: capacity,
+                            kind,
+                            second: if kind.second { &meta[(rest - 4) * capacity + 4 * place..] } else { &[] },
+                        },
+                        None => MetaBytes::Units(&meta[place * rest..], rest),
                     },
                 }
             } else if unit_tokens == 1 {
@@ -152,12 +163,16 @@ impl<'a> Run<'a> {
         }
         let (width, count) = (layout.row_blocks(), self.tokens.len());
         match self.meta {
-            MetaBytes::Halves(halves, stride) => {
+            MetaBytes::Groups { scales, stride, kind: PlainScales { scale, factor, .. }, second } => {
+                let mut factors = [factor; RUN];
+                let second = second.as_chunks::<4>().0.iter().take(count);
+                factors.iter_mut().zip(second).for_each(|(factor, unit)| *factor *= f32::from_le_bytes(*unit));
                 turned_scales.resize(width * RUN, 0.0);
-                kernels.read_halves(halves, stride, count, turned_scales);
+                kernels.read_scales(scale, (scales, stride), count, &factors, turned_scales);
                 turned_zeros.resize(if layout.has_zeros() { width * RUN } else { 0 }, 0.0);
                 if layout.has_zeros() {
-                    kernels.read_halves(&halves[2 * width * stride..], stride, count, turned_zeros);
+                    let zeros = &scales[scale.bytes() * width * stride..];
+                    kernels.read_scales(scale, (zeros, stride), count, &[1.0; RUN], turned_zeros);
                 }
                 return;
             }

@@ -15,7 +15,7 @@ pub(super) struct Weights<'a> {
     pub(super) values: &'a [f32],
     pub(super) stride: usize,
     pub(super) count: usize,
-    /// `[head][group][RUN]`; no zero points: code 0 stands for 0, or for the least value of signed ones.
+    /// `[head][group][RUN]`; no zero points: code 0 stands for the least integer.
     pub(super) scales: &'a [f32],
     pub(super) zeros: &'a [f32],
 }
@@ -37,9 +37,9 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
     turned.weights.resize(items * PAIRS * lanes, 0);
     turned.steps.resize(items * LANES, 0.0);
     turned.parts.resize(items * LANES, 0.0);
-    // The code that stands for 0, and one in the middle: rounding counts for what codes differ from it.
-    let lowest = if plan.signed { -f32::from(1_u8 << (plan.bits - 1)) } else { 0.0 };
-    let middle = if plan.signed { -lowest } else { f32::from(u8::MAX >> (8 - plan.bits)) / 2.0 };
+    // Rounding counts for what numbers differ from the one in the middle.
+    let least = plan.integers.least;
+    let middle = plan.integers.middle - least;
     let mut groups = Vec::with_capacity(items * plan.blocks);
     for head in 0..weights.heads {
         for member in 0..weights.members {
@@ -99,7 +99,7 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
             }
             let total = _mm512_add_epi32(_mm512_add_epi32(n[0], n[1]), _mm512_add_epi32(n[2], n[3]));
             let lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(steps[index]), mass[index]);
-            parts[index] = _mm512_fmadd_ps(mass[index], _mm512_set1_ps(lowest), parts[index]);
+            parts[index] = _mm512_fmadd_ps(mass[index], _mm512_set1_ps(least), parts[index]);
             parts[index] = _mm512_fmadd_ps(lost, _mm512_set1_ps(middle), parts[index]);
         }
         let mut sums = [0.0_f32; LANES];

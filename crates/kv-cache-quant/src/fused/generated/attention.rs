@@ -51,16 +51,19 @@ pub(in super::super) fn dot_tiles(
     rows: &Rows<'_>,
     out: (&mut [f32], usize),
 ) {
-    match (plan.bits, queries.members) {
-        (2, 1) => dot_tile::<2, 4, 1, 4>(plan, queries, codes, rows, out),
-        (2, 2) => dot_tile::<2, 4, 2, 4>(plan, queries, codes, rows, out),
-        (2, _) => dot_tile::<2, 4, 4, 2>(plan, queries, codes, rows, out),
-        (4, 1) => dot_tile::<4, 2, 1, 4>(plan, queries, codes, rows, out),
-        (4, 2) => dot_tile::<4, 2, 2, 4>(plan, queries, codes, rows, out),
-        (4, _) => dot_tile::<4, 2, 4, 2>(plan, queries, codes, rows, out),
-        (_, 1) => dot_tile::<8, 1, 1, 4>(plan, queries, codes, rows, out),
-        (_, 2) => dot_tile::<8, 1, 2, 4>(plan, queries, codes, rows, out),
-        (_, _) => dot_tile::<8, 1, 4, 2>(plan, queries, codes, rows, out),
+    match (plan.bits, plan.e2m1, queries.members) {
+        (2, _, 1) => dot_tile::<2, 4, false, 1, 4>(plan, queries, codes, rows, out),
+        (2, _, 2) => dot_tile::<2, 4, false, 2, 4>(plan, queries, codes, rows, out),
+        (2, _, _) => dot_tile::<2, 4, false, 4, 2>(plan, queries, codes, rows, out),
+        (4, false, 1) => dot_tile::<4, 2, false, 1, 4>(plan, queries, codes, rows, out),
+        (4, false, 2) => dot_tile::<4, 2, false, 2, 4>(plan, queries, codes, rows, out),
+        (4, false, _) => dot_tile::<4, 2, false, 4, 2>(plan, queries, codes, rows, out),
+        (4, true, 1) => dot_tile::<4, 2, true, 1, 4>(plan, queries, codes, rows, out),
+        (4, true, 2) => dot_tile::<4, 2, true, 2, 4>(plan, queries, codes, rows, out),
+        (4, true, _) => dot_tile::<4, 2, true, 4, 2>(plan, queries, codes, rows, out),
+        (_, _, 1) => dot_tile::<8, 1, false, 1, 4>(plan, queries, codes, rows, out),
+        (_, _, 2) => dot_tile::<8, 1, false, 2, 4>(plan, queries, codes, rows, out),
+        (_, _, _) => dot_tile::<8, 1, false, 4, 2>(plan, queries, codes, rows, out),
     }
 }
 
@@ -74,34 +77,43 @@ pub(in super::super) fn weigh_tiles(
     turned: &Turned,
     sums: &mut [f32],
 ) {
-    match (plan.bits, members) {
-        (2, 1) => {
-            weigh_tile::<2, 4, 1, 2>(plan, (item, 0, members), rows, turned, sums);
+    match (plan.bits, plan.e2m1, members) {
+        (2, _, 1) => {
+            weigh_tile::<2, 4, false, 1, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (2, 2) => {
-            weigh_tile::<2, 4, 2, 1>(plan, (item, 0, members), rows, turned, sums);
+        (2, _, 2) => {
+            weigh_tile::<2, 4, false, 2, 1>(plan, (item, 0, members), rows, turned, sums);
         }
-        (2, _) => {
-            weigh_tile::<2, 4, 2, 1>(plan, (item, 0, members), rows, turned, sums);
-            weigh_tile::<2, 4, 2, 1>(plan, (item, 2, members), rows, turned, sums);
+        (2, _, _) => {
+            weigh_tile::<2, 4, false, 2, 1>(plan, (item, 0, members), rows, turned, sums);
+            weigh_tile::<2, 4, false, 2, 1>(plan, (item, 2, members), rows, turned, sums);
         }
-        (4, 1) => {
-            weigh_tile::<4, 2, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        (4, false, 1) => {
+            weigh_tile::<4, 2, false, 1, 4>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, 2) => {
-            weigh_tile::<4, 2, 2, 2>(plan, (item, 0, members), rows, turned, sums);
+        (4, false, 2) => {
+            weigh_tile::<4, 2, false, 2, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, _) => {
-            weigh_tile::<4, 2, 4, 1>(plan, (item, 0, members), rows, turned, sums);
+        (4, false, _) => {
+            weigh_tile::<4, 2, false, 4, 1>(plan, (item, 0, members), rows, turned, sums);
         }
-        (_, 1) => {
-            weigh_tile::<8, 1, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        (4, true, 1) => {
+            weigh_tile::<4, 2, true, 1, 4>(plan, (item, 0, members), rows, turned, sums);
         }
-        (_, 2) => {
-            weigh_tile::<8, 1, 2, 4>(plan, (item, 0, members), rows, turned, sums);
+        (4, true, 2) => {
+            weigh_tile::<4, 2, true, 2, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (_, _) => {
-            weigh_tile::<8, 1, 4, 2>(plan, (item, 0, members), rows, turned, sums);
+        (4, true, _) => {
+            weigh_tile::<4, 2, true, 4, 1>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, _, 1) => {
+            weigh_tile::<8, 1, false, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, _, 2) => {
+            weigh_tile::<8, 1, false, 2, 4>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, _, _) => {
+            weigh_tile::<8, 1, false, 4, 2>(plan, (item, 0, members), rows, turned, sums);
         }
     }
 }
