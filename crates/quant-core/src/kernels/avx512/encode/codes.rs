@@ -179,6 +179,8 @@ pub(super) fn in_order(bytes: __m512i) -> __m512i {
 pub(super) fn sixteen<const UNIT: u8, const KIND: u8>(x: __m512, lanes: Lanes, all: Constants) -> __m512i {
     let v = match UNIT {
         KEEP => x,
+        // Adding a zero of the sign that is wanted for −0 changes nothing else.
+        MULTIPLY if KIND == FLOAT => _mm512_fmadd_ps(x, lanes.scale, all.sign_of_zero),
         MULTIPLY => _mm512_mul_ps(x, lanes.scale),
         DIVIDE => _mm512_div_ps(x, lanes.scale),
         _ => quotient(x, lanes),
@@ -194,7 +196,7 @@ pub(super) fn sixteen<const UNIT: u8, const KIND: u8>(x: __m512, lanes: Lanes, a
             let magic = _mm512_castsi512_ps(_mm512_permutex2var_epi32(all.table[0], exponent, all.table[1]));
             let code = _mm512_castps_si512(_mm512_add_ps(magnitude, magic));
             // A quotient may have lost the sign of zero.
-            let signed = if UNIT == KEEP { x } else { _mm512_add_ps(x, all.sign_of_zero) };
+            let signed = if UNIT == KEEP || UNIT == MULTIPLY { v } else { _mm512_add_ps(x, all.sign_of_zero) };
             let sign = _mm512_srlv_epi32(_mm512_castps_si512(signed), all.sign_shift);
             // magnitude ? code : sign, bit by bit
             _mm512_ternarylogic_epi32::<0xca>(all.magnitude, code, sign)
