@@ -134,14 +134,13 @@ fn read_scales_as<const BYTES: usize>(
     }
 }
 
-/// Values of E4M3: as f16 with the exponent of E4M3, which is 8 too small.
+/// Values of E4M3: as f16 with the exponent of E4M3, which is 8 too small; of the copies of the sign one is kept.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn e4m3(codes: __m128i) -> __m512 {
-    let codes = _mm256_cvtepu8_epi16(codes);
-    let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
-    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
-    _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(magnitude, sign)), _mm512_set1_ps(256.0))
+    let half = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(codes));
+    let half = _mm256_and_si256(half, _mm256_set1_epi16(0xbf80_u16.cast_signed()));
+    _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
 }
 
 #[inline]
@@ -231,35 +230,19 @@ macro_rules! with_reader {
         let columns = plan.rows.columns;
         let nothing = |_: &[u8], _: &Chunk, _| _mm512_setzero_si512();
         let table = load_floats(&plan.table, 0);
-        // The lanes of a vector that are elements, where it is not whole.
-        let mask = |vector: usize| u16::MAX >> (LANES - (columns - vector * LANES).min(LANES)).min(15);
-        let whole = |vector: usize| (vector + 1) * LANES <= columns;
-        let bytes = |row: &[u8], vector: usize| {
-            debug_assert!(vector * LANES < columns && columns <= row.len());
-            // SAFETY: vectors have elements, and rows all of their bytes: the kernels below cut them so.
-            unsafe {
-                let from = row.as_ptr().add(vector * LANES);
-                if whole(vector) { _mm_loadu_si128(from.cast()) } else { _mm_maskz_loadu_epi8(mask(vector), from.cast()) }
-            }
-        };
-        let halves = |row: &[u8], vector: usize| {
-            debug_assert!(vector * LANES < columns && 2 * columns <= row.len());
-            // SAFETY: as above.
-            unsafe {
-                let from = row.as_ptr().add(2 * vector * LANES);
-                if whole(vector) {
-                    _mm256_loadu_si256(from.cast())
-                } else {
-                    _mm256_maskz_loadu_epi16(mask(vector), from.cast())
-                }
-            }
-        };
         macro_rules! wide {
-            (|$row:ident, $vector:ident| $value:expr) => {
-                $kernel::<$($const,)* _, _>($($arg,)* nothing, |$row: &[u8], _, first: usize, count: usize| {
+            (|$lanes:ident| $value:expr) => {{
+                if columns.is_multiple_of(LANES) {
+                    wide!(true, |$lanes| $value);
+                } else {
+                    wide!(false, |$lanes| $value);
+                }
+            }};
+            ($whole:literal, |$lanes:ident| $value:expr) => {
+                $kernel::<$($const,)* _, _>($($arg,)* nothing, |row: &[u8], _, first: usize, count: usize| {
                     let mut values = [_mm512_setzero_ps(); MOST];
                     for (index, value) in values.iter_mut().enumerate().take(count) {
-                        let $vector = first + index;
+                        let $lanes = Lanes::<$whole>::new(row, columns, first + index);
                         *value = $value;
                     }
                     values
@@ -277,36 +260,73 @@ macro_rules! with_reader {
         }
         match plan.rows.coding {
             Coding::Int { bits: 2, .. } => dense!(2),
-            Coding::Int { bits: 8, signed: true } => wide!(|row, vector| {
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(row, vector)))
+            Coding::Int { bits: 8, signed: true } => wide!(|lanes| {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(lanes.bytes()))
             }),
-            Coding::Int { bits: 8, .. } => wide!(|row, vector| {
-                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(row, vector)))
+            Coding::Int { bits: 8, .. } => wide!(|lanes| {
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(lanes.bytes()))
             }),
             Coding::Int { .. } | Coding::E2m1 | Coding::Table(_) => dense!(4),
-            Coding::Word => wide!(|row, vector| _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(halves(row, vector)))),
-            Coding::E4m3 => wide!(|row, vector| e4m3(bytes(row, vector))),
-            Coding::E5m2 => wide!(|row, vector| {
-                _mm512_cvtph_ps(_mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(bytes(row, vector))))
+            Coding::Word => wide!(|lanes| _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(lanes.halves()))),
+            Coding::E4m3 => wide!(|lanes| e4m3(lanes.bytes())),
+            Coding::E5m2 => wide!(|lanes| {
+                _mm512_cvtph_ps(_mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(lanes.bytes())))
             }),
-            Coding::F16 => wide!(|row, vector| _mm512_cvtph_ps(halves(row, vector))),
-            Coding::Bf16 => wide!(|row, vector| {
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves(row, vector))))
+            Coding::F16 => wide!(|lanes| _mm512_cvtph_ps(lanes.halves())),
+            Coding::Bf16 => wide!(|lanes| {
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(lanes.halves())))
             }),
-            Coding::F32 => wide!(|row, vector| {
-                debug_assert!(vector * LANES < columns && 4 * columns <= row.len());
-                // SAFETY: as above.
-                unsafe {
-                    let from = row.as_ptr().add(4 * vector * LANES);
-                    if whole(vector) {
-                        _mm512_loadu_ps(from.cast())
-                    } else {
-                        _mm512_maskz_loadu_ps(mask(vector), from.cast())
-                    }
-                }
-            }),
+            Coding::F32 => wide!(|lanes| lanes.words()),
         }
     }};
+}
+
+/// The codes of a vector in a row. `WHOLE`: all vectors are, else the last may have fewer lanes.
+struct Lanes<'a, const WHOLE: bool> {
+    row: &'a [u8],
+    first: usize,
+    mask: u16,
+}
+
+impl<'a, const WHOLE: bool> Lanes<'a, WHOLE> {
+    #[inline(always)]
+    fn new(row: &'a [u8], columns: usize, vector: usize) -> Self {
+        let first = vector * LANES;
+        debug_assert!(first < columns && (!WHOLE || columns.is_multiple_of(LANES)), "a vector has elements");
+        let mask = if WHOLE { u16::MAX } else { u16::MAX >> (LANES - (columns - first).min(LANES)).min(15) };
+        Self { row, first, mask }
+    }
+
+    /// Where they start: there are as many of so many bytes as the mask names.
+    #[inline(always)]
+    fn start(&self, bytes: usize) -> *const u8 {
+        debug_assert!(bytes * (self.first + self.mask.count_ones() as usize) <= self.row.len(), "rows have all bytes");
+        self.row.as_ptr().wrapping_add(bytes * self.first)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn bytes(&self) -> __m128i {
+        let from = self.start(1).cast();
+        // SAFETY: the kernels below cut rows so that they have all of their bytes.
+        unsafe { if WHOLE { _mm_loadu_si128(from) } else { _mm_maskz_loadu_epi8(self.mask, from.cast()) } }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn halves(&self) -> __m256i {
+        let from = self.start(2).cast();
+        // SAFETY: as above.
+        unsafe { if WHOLE { _mm256_loadu_si256(from) } else { _mm256_maskz_loadu_epi16(self.mask, from.cast()) } }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn words(&self) -> __m512 {
+        let from = self.start(4).cast();
+        // SAFETY: as above.
+        unsafe { if WHOLE { _mm512_loadu_ps(from) } else { _mm512_maskz_loadu_ps(self.mask, from) } }
+    }
 }
 
 /// The words of a chunk, shifted to the code `from` of each lane.
