@@ -233,11 +233,17 @@ impl PackedRows {
         }
     }
 
+    /// The integers that codes stand for, where rows are tokens and the products of a group with numbers of 16 bits add up to 32.
+    pub(crate) fn integers(&self) -> Option<Integers> {
+        let fits = self.coding.is_dense() || self.group.min(self.columns) <= 256;
+        self.coding.integers().filter(|_| fits && !self.transposed)
+    }
+
     /// How scales are stored where kernels take those of many tokens at once: of integers whose zero points are no codes.
     pub(crate) fn plain_scales(&self) -> Option<PlainScales> {
         match self.meta {
             Meta::Sections { scale, zero: Zero::None | Zero::Float, second, factor } => {
-                self.coding.integers().map(|_| PlainScales { scale, second, factor })
+                self.integers().map(|_| PlainScales { scale, second, factor })
             }
             _ => None,
         }
@@ -268,7 +274,7 @@ impl PackedRows {
     /// How codes of a head lie in pages: where they are integers, as kernels multiply them, with code 0 for the least value.
     fn order(&self, stream: Stream, page_units: usize) -> Order {
         let fits = self.head_bytes().is_multiple_of(16) && page_units.is_multiple_of(16);
-        if !fits || self.coding.integers().is_none() {
+        if !fits || self.integers().is_none() {
             return Order::Units;
         }
         let flip = self.coding.signs();

@@ -296,3 +296,21 @@ fn attention_over_equal_values_gives_them_whatever_the_splits() {
         }
     }
 }
+
+#[test]
+fn wide_heads_whose_elements_all_agree_do_not_overflow() {
+    for name in ["int8", "int8-min", "int8-g128", "int4-min", "mxfp4", "fp4"] {
+        for dim in [256, 512, 1024] {
+            let g = KvGeometry { kv_heads: 1, q_heads: 2, dim_k: dim, dim_v: dim };
+            let method: KvMethod = name.parse().unwrap();
+            let mut cache = method.cache(g, KeyStorage::PostRope, method.policy(), None).unwrap();
+            // Rows next to the largest value, but for one element that keeps the range wide.
+            let rows: Vec<f32> =
+                (0..200 * dim).map(|i| if i % dim == 0 { -1.0 } else { 1.0 - (i / dim) as f32 / 250.0 }).collect();
+            append(&mut cache, &(rows.clone(), rows), 0..200);
+            for sign in [1.0, -1.0] {
+                check(&cache, &Attention::of(&vec![sign; 2 * dim]), &format!("{name} of {dim}"));
+            }
+        }
+    }
+}

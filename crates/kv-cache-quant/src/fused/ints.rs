@@ -36,6 +36,8 @@ pub(super) struct IntPlan {
     /// Groups of a row, and words of 32 bits in all but perhaps the last.
     pub(super) blocks: usize,
     pub(super) block_words: usize,
+    /// The logarithm of [`Self::items`].
+    shift: u32,
     /// Of values: the group of each lane of each register.
     pub(super) lane_blocks: Vec<[u32; LANES]>,
     /// Of values: where each element is, the field of a register and the lane.
@@ -43,9 +45,9 @@ pub(super) struct IntPlan {
 }
 
 impl IntPlan {
-    /// `None` where codes are not integers, or rows are channels. `turned`: whether codes lie as products want them.
+    /// `None` where codes are not multiplied as integers. `turned`: whether codes lie as products want them.
     pub(super) fn new(rows: &PackedRows, turned: bool) -> Option<Self> {
-        let integers = rows.coding.integers().filter(|_| !rows.transposed)?;
+        let integers = rows.integers()?;
         let bits = rows.coding.bits();
         let (head_bytes, fields) = (rows.head_bytes(), 8 / bits);
         let width = match head_bytes {
@@ -83,6 +85,7 @@ impl IntPlan {
             width,
             loads,
             blocks: rows.blocks(),
+            shift: (LANES / rows.blocks()).ilog2(),
             block_words: (rows.group.min(rows.columns) * bits).div_ceil(32),
             lane_blocks: registers.iter().map(|register| register.map(block)).collect(),
             places: places(&registers.iter().flat_map(of_register).collect::<Vec<_>>(), rows.columns),
@@ -107,6 +110,16 @@ impl IntPlan {
         self.lane_blocks.len() * self.fields()
     }
 
+    /// How many items, each a member of a head, have places for all of their groups in sixteen.
+    pub(super) fn items(&self) -> usize {
+        1 << self.shift
+    }
+
+    /// The place of the first group of an item: which sixteen, and where in it.
+    pub(super) fn place(&self, item: usize) -> (usize, usize) {
+        (item >> self.shift, (item & (self.items() - 1)) * self.blocks)
+    }
+
     /// Puts the sums of one member back in their order: `[register][lane]` to `out[element]`.
     pub(super) fn gather(&self, sums: &[f32], out: &mut [f32]) {
         super::plan::gather(&self.places, sums, 1, 0, out);
@@ -121,6 +134,8 @@ pub(super) struct IntQueries {
     pub(super) words: Vec<i32>,
     /// `[block][member]`: sums of the elements of each group, in steps.
     pub(super) sums: Vec<f32>,
+    /// The same times the least integer.
+    pub(super) least: Vec<i32>,
     pub(super) steps: Vec<f32>,
 }
 
@@ -147,15 +162,21 @@ impl IntQueries {
                 }
             }
         }
-        let mut sums = Vec::with_capacity(plan.blocks * queries.len());
+        let (mut sums, mut least) = (Vec::new(), Vec::new());
         for block in 0..plan.blocks {
             for query in &queries {
                 let group = query[block * group..].iter().take(group);
-                #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
-                sums.push(group.map(|&x| f64::from(x)).sum::<f64>() as f32);
+                let sum: f64 = group.map(|&x| f64::from(x)).sum();
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "rounded once; products fit, see `PackedRows::integers`"
+                )]
+                let (sum, product) = (sum as f32, (sum * f64::from(plan.integers.least)) as i32);
+                sums.push(sum);
+                least.push(product);
             }
         }
-        Self { members: queries.len(), words, sums, steps }
+        Self { members: queries.len(), words, sums, least, steps }
     }
 }
 

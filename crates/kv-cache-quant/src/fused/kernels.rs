@@ -16,11 +16,12 @@ pub(super) type Line = [u8; 64];
 pub(super) struct Turned {
     pub(super) codes: Vec<Line>,
     pub(super) padded: [u8; LANES * PADDED],
-    /// `[head][member][four rows][high, low]`, where there are several groups for each of 16.
+    /// `[head][member][four rows][high, low]`; where there are several groups, `[four rows][high, low]` of sixteen at a time:
+    /// see [`IntPlan::place`].
     pub(super) weights: Vec<i32>,
-    /// `[head][member][group]`, 16 of each.
-    pub(super) steps: Vec<f32>,
-    /// What the values of code 0 add, likewise.
+    /// Of each group, sixteen at a time.
+    pub(super) steps: Vec<[f32; LANES]>,
+    /// `[head][member][group]`, 16 of each: what the values of code 0 add.
     pub(super) parts: Vec<f32>,
 }
 
@@ -144,6 +145,14 @@ fn turn_sixteen(parts: [[__m512i; 4]; 4]) -> [__m512i; LANES] {
     out
 }
 
+/// Sixteen rows of sixteen words become columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
+    let four = |g: usize| turn_quarters([rows[4 * g], rows[4 * g + 1], rows[4 * g + 2], rows[4 * g + 3]]);
+    turn_sixteen([four(0), four(1), four(2), four(3)])
+}
+
 #[target_feature(enable = "avx512f,avx512vl")]
 fn turn_meta_of(from: &[f32], width: usize, count: usize, out: &mut [f32]) {
     for column in (0..width).step_by(LANES) {
@@ -158,8 +167,7 @@ fn turn_meta_of(from: &[f32], width: usize, count: usize, out: &mut [f32]) {
                 // SAFETY: the mask names the values of the slice.
                 unsafe { _mm512_maskz_loadu_epi32(mask, some.as_ptr().cast()) }
             };
-            let four = |g: usize| turn_quarters([load(4 * g), load(4 * g + 1), load(4 * g + 2), load(4 * g + 3)]);
-            let turned = turn_sixteen([four(0), four(1), four(2), four(3)]);
+            let turned = transpose(&std::array::from_fn(load));
             for (index, turned) in turned.into_iter().enumerate().take(columns) {
                 store(_mm512_castsi512_ps(turned), &mut out[(column + index) * RUN + row..][..LANES]);
             }
@@ -203,9 +211,7 @@ fn turn_rows<const W: usize>(plan: &IntPlan, rows: &Rows<'_>, first: usize, turn
             match W {
                 64 => {
                     let x = load_rows(start, stride, mask);
-                    let four = |g: usize| turn_quarters([x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3]]);
-                    let turned = turn_sixteen([four(0), four(1), four(2), four(3)]);
-                    store_turned(&turned, signs, out);
+                    store_turned(&transpose(&x), signs, out);
                 }
                 32 => {
                     let x = load_rows_in_halves(start, stride, mask.to_le_bytes()[0]);
@@ -385,7 +391,6 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
     rows: &Rows<'_>,
     (out, stride): (&mut [f32], usize),
 ) {
-    let least = plan.integers.least;
     let (words, per_word) = (plan.words(), FIELDS * G * 2);
     let lines = if plan.turned { words } else { plan.turned_words() };
     let tiles = rows.count.div_ceil(LANES);
@@ -427,22 +432,21 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
                 add!(0, codes, queries);
             }
             let scale = load_floats(rows.scales, block * rows.meta_stride + first);
-            let zero = if least < 0.0 {
-                _mm512_mul_ps(scale, _mm512_set1_ps(least))
-            } else if rows.zeros.is_empty() {
-                _mm512_setzero_ps()
-            } else {
-                load_floats(rows.zeros, block * rows.meta_stride + first)
-            };
             for g in 0..G {
                 let (mut a, mut b) = (high[0][g], low[0][g]);
                 for set in 1..SETS {
                     a = _mm512_add_epi32(a, high[set][g]);
                     b = _mm512_add_epi32(b, low[set][g]);
                 }
-                let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(a), b));
-                scores[g] = _mm512_fmadd_ps(sum, scale, scores[g]);
-                scores[g] = _mm512_fmadd_ps(zero, _mm512_set1_ps(queries.sums[block * G + g]), scores[g]);
+                let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(a), b);
+                if rows.zeros.is_empty() {
+                    let sum = _mm512_add_epi32(sum, _mm512_set1_epi32(queries.least[block * G + g]));
+                    scores[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scores[g]);
+                } else {
+                    let zero = load_floats(rows.zeros, block * rows.meta_stride + first);
+                    scores[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scores[g]);
+                    scores[g] = _mm512_fmadd_ps(zero, _mm512_set1_ps(queries.sums[block * G + g]), scores[g]);
+                }
             }
         }
         let some = LANES.min(rows.count - first);
@@ -520,11 +524,20 @@ fn weigh_registers<
     let codes: &[Line] = if plan.turned { rows.codes.as_chunks().0 } else { &turned.codes };
     let quads = rows.count.div_ceil(4).min(QUADS);
     let soon = Soon::new(if plan.turned && member == 0 { rows.ahead } else { &[] }, codes);
+    // Where the groups of each member are, and in sixteen that of each lane.
+    let (mut places, mut groups) = ([(0, 0); G], [[_mm512_setzero_si512(); J]; G]);
+    for g in 0..G {
+        places[g] = plan.place(item + member + g);
+        let first_group = _mm512_set1_epi32(i32::try_from(places[g].1).unwrap_or(0));
+        for (group, blocks) in groups[g].iter_mut().zip(&plan.lane_blocks[first..]) {
+            *group = _mm512_add_epi32(load_words(blocks), first_group);
+        }
+    }
     let weights: [&[[[i32; W]; 2]; QUADS]; G] = std::array::from_fn(|g| {
-        let own = turned.weights[(item + member + g) * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
+        let index = if W < LANES { item + member + g } else { places[g].0 };
+        let own = turned.weights[index * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
         own.first_chunk().unwrap_or(&[[[0; W]; 2]; QUADS])
     });
-    let blocks: [__m512i; J] = std::array::from_fn(|j| load_words(&plan.lane_blocks[first + j]));
     let mut high = [[[_mm512_setzero_si512(); G]; FIELDS]; J];
     let mut low = high;
     for (quad, codes) in (0..quads).zip(codes.chunks_exact(registers)) {
@@ -538,7 +551,7 @@ fn weigh_registers<
                         return _mm512_set1_epi32(own[0]);
                     }
                     // SAFETY: 16 words.
-                    _mm512_permutexvar_epi32(blocks[j], unsafe { _mm512_loadu_si512(own.as_ptr().cast()) })
+                    _mm512_permutexvar_epi32(groups[g][j], unsafe { _mm512_loadu_si512(own.as_ptr().cast()) })
                 });
                 for field in 0..FIELDS {
                     high[j][field][g] = _mm512_dpbusd_epi32(high[j][field][g], codes[field], a);
@@ -549,8 +562,12 @@ fn weigh_registers<
     }
     for j in 0..J {
         for g in 0..G {
-            let steps = load_floats(&turned.steps, (item + member + g) * LANES);
-            let step = _mm512_permutexvar_ps(blocks[j], steps);
+            let (sixteen, at) = places[g];
+            let step = if W < LANES {
+                _mm512_set1_ps(turned.steps[sixteen][at])
+            } else {
+                _mm512_permutexvar_ps(groups[g][j], load_floats(&turned.steps[sixteen], 0))
+            };
             for field in 0..FIELDS {
                 let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[j][field][g]), low[j][field][g]);
                 let sums = &mut sums[(((first + j) * FIELDS + field) * members + member + g) * LANES..][..LANES];

@@ -3,7 +3,7 @@
 
 use super::avx512::{Avx512, combine_each, store};
 use super::ints::{IntPlan, MOST_STEPS, RUN};
-use super::kernels::{PAIRS, Turned};
+use super::kernels::{PAIRS, Turned, transpose};
 use super::plan::LANES;
 use std::arch::x86_64::*;
 
@@ -32,31 +32,31 @@ impl Avx512 {
 /// time, so that none waits for the steps of the one before.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turned) {
-    let lanes = if plan.blocks == 1 { 1 } else { LANES };
     let items = weights.heads * weights.members;
-    turned.weights.resize(items * PAIRS * lanes, 0);
-    turned.steps.resize(items * LANES, 0.0);
+    let sixteens = items.div_ceil(plan.items());
+    turned.weights.resize(if plan.blocks == 1 { items } else { sixteens * LANES } * PAIRS, 0);
+    turned.steps.resize(sixteens, [0.0; LANES]);
     turned.parts.resize(items * LANES, 0.0);
     // Rounding counts for what numbers differ from the one in the middle.
     let least = plan.integers.least;
     let middle = plan.integers.middle - least;
-    let mut groups = Vec::with_capacity(items * plan.blocks);
-    for head in 0..weights.heads {
-        for member in 0..weights.members {
-            groups.extend((0..plan.blocks).map(|block| (head, head * weights.members + member, block)));
-        }
-    }
     let masks: [u16; RUN / LANES] = std::array::from_fn(|at| {
         let beyond = (at + 1) * LANES - weights.count.clamp(at * LANES, (at + 1) * LANES);
         u16::MAX.checked_shr(u32::try_from(beyond).unwrap_or(0)).unwrap_or(0)
     });
-    for some in groups.chunks(LANES) {
+    // Items, groups of theirs, and where scales are.
+    let mut groups = Vec::with_capacity(items * plan.blocks);
+    for head in 0..weights.heads {
+        for item in head * weights.members..(head + 1) * weights.members {
+            groups.extend((0..plan.blocks).map(|block| (item, block, (head * plan.blocks + block) * RUN)));
+        }
+    }
+    for (sixteen, groups) in groups.chunks(plan.items() * plan.blocks).enumerate() {
         let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
         let (mut largest, mut mass) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
         let mut parts = [_mm512_setzero_ps(); LANES];
-        for (index, &(head, item, block)) in some.iter().enumerate() {
+        for (index, &(item, _, place)) in groups.iter().enumerate() {
             let own = &weights.values[item * weights.stride..][..weights.count];
-            let place = (head * plan.blocks + block) * RUN;
             for (at, product) in products[index].iter_mut().enumerate() {
                 let (from, mask) = (at * LANES, masks[at]);
                 // SAFETY: the mask names weights that there are, and as many scales and zero points.
@@ -78,25 +78,15 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
         // A step whose reciprocal is not finite belongs to weights that are nothing.
         let enough = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(f32::MIN_POSITIVE * MOST_STEPS));
         let step = _mm512_div_ps(largest, _mm512_set1_ps(MOST_STEPS));
-        let inverse = _mm512_maskz_div_ps(enough, _mm512_set1_ps(1.0), step);
-        let (mut steps, mut inverses) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        store(_mm512_maskz_mov_ps(enough, step), &mut steps);
-        store(inverse, &mut inverses);
-        for (index, &(_, item, block)) in some.iter().enumerate() {
+        let steps = &mut turned.steps[sixteen];
+        store(_mm512_maskz_mov_ps(enough, step), steps);
+        let mut inverses = [0.0_f32; LANES];
+        store(_mm512_maskz_div_ps(enough, _mm512_set1_ps(1.0), step), &mut inverses);
+        let mut pairs = [[_mm512_setzero_si512(); LANES]; 2];
+        for index in 0..groups.len() {
             let inverse = _mm512_set1_ps(inverses[index]);
             let n = products[index].map(|product| _mm512_cvtps_epi32(_mm512_mul_ps(product, inverse)));
-            let pairs = &mut turned.weights[item * PAIRS * lanes..][..PAIRS * lanes];
-            let mut split = [[0_i32; LANES]; 2];
-            for (split, x) in split.iter_mut().zip(split_pairs(n)) {
-                // SAFETY: 16 words.
-                unsafe { _mm512_storeu_si512(split.as_mut_ptr().cast(), x) }
-            }
-            if lanes == 1 {
-                pairs.copy_from_slice(split.as_flattened());
-            } else {
-                let places = pairs.iter_mut().skip(block).step_by(lanes);
-                places.zip(split.as_flattened()).for_each(|(place, pair)| *place = *pair);
-            }
+            [pairs[0][index], pairs[1][index]] = split_pairs(n);
             let total = _mm512_add_epi32(_mm512_add_epi32(n[0], n[1]), _mm512_add_epi32(n[2], n[3]));
             let lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(steps[index]), mass[index]);
             parts[index] = _mm512_fmadd_ps(mass[index], _mm512_set1_ps(least), parts[index]);
@@ -104,11 +94,29 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
         }
         let mut sums = [0.0_f32; LANES];
         store(combine_each(&parts, |a, b| _mm512_add_ps(a, b)), &mut sums);
-        for ((&(_, item, block), step), sum) in some.iter().zip(steps).zip(sums) {
-            turned.steps[item * LANES + block] = step;
+        for (&(item, block, _), sum) in groups.iter().zip(sums) {
             turned.parts[item * LANES + block] = sum;
         }
+        let words = turned.weights[sixteen * LANES * PAIRS..].as_chunks_mut().0;
+        if plan.blocks == 1 {
+            for (index, words) in words.chunks_exact_mut(2).enumerate().take(groups.len()) {
+                store_words(pairs[0][index], &mut words[0]);
+                store_words(pairs[1][index], &mut words[1]);
+            }
+        } else {
+            let pairs = [transpose(&pairs[0]), transpose(&pairs[1])];
+            for (pair, words) in pairs.as_flattened().iter().zip(words) {
+                store_words(*pair, words);
+            }
+        }
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_words(words: __m512i, out: &mut [i32; LANES]) {
+    // SAFETY: 16 words.
+    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) }
 }
 
 /// High and low bytes of numbers of 16 bits: of each four, the high ones, then the low ones.
