@@ -198,7 +198,15 @@ fn seal() {
             (0..TIMES).for_each(|_| into(x.len() / 2, &|out| narrow4(&x, out)));
         }),
     ];
-    let formats = [("int8", 8), ("int4-min", 4), ("int4-g32-min", 4), ("int2-min", 4), ("int2-g32-min", 4)];
+    let formats = [
+        ("int8", 8),
+        ("int4-g128", 4),
+        ("mxfp4", 4),
+        ("int4-min", 4),
+        ("int4-g32-min", 4),
+        ("int2-min", 4),
+        ("int2-g32-min", 4),
+    ];
     for (name, floor) in formats.into_iter().filter(|(name, _)| is_named(name)) {
         let codec = TokenFormat::new(32, DIM, name.parse().expect("a format")).expect("heads");
         let mut unit = vec![0; codec.bytes(0).total()];

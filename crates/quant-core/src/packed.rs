@@ -68,8 +68,7 @@ impl PackedTensor<'static> {
     /// As [`PackedTensor::encode`].
     pub fn encode_with(format: Format, tensor: &impl Tensor, options: EncodeOptions) -> Result<Self, Error> {
         let view = tensor.view();
-        let amax = if matches!(format.scale, Scale::E4m3(_)) { largest_magnitude(&view)? } else { 0.0 };
-        Self::encode_on(&FormatGrid::new(format, amax)?, &view, options)
+        Self::encode_on(&grid_of(format, &view)?, &view, options)
     }
 
     /// Quantizes a tensor on a given grid: activations under a tensor scale that calibration fixed,
@@ -94,10 +93,56 @@ impl PackedTensor<'static> {
             codes: vec![0; layout.code_bytes()].into(),
             scales: vec![0; layout.scale_bytes()].into(),
             zeros: vec![0; layout.zero_bytes()].into(),
-            second: if layout.second_len > 0 { vec![grid.tensor_scale()] } else { Vec::new() },
+            second: second_of(&grid, &layout),
         };
         packed.fill(&view, options)?;
         Ok(packed)
+    }
+
+    /// As [`PackedTensor::encode_with`], into memory of the caller's: the sections of codes, scales and zero points, each as
+    /// long as [`Layout`] says. Returns the section `second`. After an error what the memory holds is of no use.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedTensor::encode`], and [`Error::SectionLen`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use quant_core::{EncodeOptions, Format, Layout, PackedTensor, Shaped};
+    /// let x = Shaped::new(&[0.5_f32, -1.0, 3.0, 6.0], &[1, 4])?;
+    /// let layout = Layout::new(Format::MXFP4, &[1, 4])?;
+    /// let (mut codes, mut scales) = (vec![0; layout.code_bytes()], vec![0; layout.scale_bytes()]);
+    /// let second =
+    ///     PackedTensor::encode_into(Format::MXFP4, &x, EncodeOptions::default(), [&mut codes, &mut scales, &mut []])?;
+    /// let packed = PackedTensor::from_sections(Format::MXFP4, &[1, 4], codes, scales, vec![], second)?;
+    /// assert_eq!(packed.decode(), [0.5, -1.0, 3.0, 6.0]);
+    /// # Ok::<(), quant_core::Error>(())
+    /// ```
+    pub fn encode_into(
+        format: Format,
+        tensor: &impl Tensor,
+        options: EncodeOptions,
+        sections: [&mut [u8]; 3],
+    ) -> Result<Vec<f32>, Error> {
+        let view = tensor.view();
+        let layout = Layout::new(format, view.shape())?;
+        check_sections(
+            format,
+            view.shape(),
+            &layout,
+            sections.each_ref().map(|section| section.len()),
+            layout.second_len,
+        )?;
+        if format.scale == Scale::Double {
+            let packed = double::encode(format, &view, options)?;
+            let parts = [&packed.codes, &packed.scales, &packed.zeros];
+            sections.into_iter().zip(parts).for_each(|(section, part)| section.copy_from_slice(part));
+            return Ok(packed.second);
+        }
+        let grid = grid_of(format, &view)?;
+        fill(&grid, &layout, &view, options, sections)?;
+        Ok(second_of(&grid, &layout))
     }
 
     /// Quantizes another tensor of the same shape into the memory of this one, which saves the
@@ -131,17 +176,61 @@ impl PackedTensor<'static> {
     }
 
     fn fill(&mut self, view: &TensorView<'_>, options: EncodeOptions) -> Result<(), Error> {
-        let (layout, grid, isa) = (self.layout, self.grid, Isa::current());
-        let nearest = options.rounding == Rounding::NearestEven && isa != Isa::Reference;
-        let encoder = if nearest { RowEncoder::new(&grid, &layout) } else { None };
-        let (codes, scales, zeros) = (self.codes.to_mut(), self.scales.to_mut(), self.zeros.to_mut());
-        let all = Band { first_row: 0, rows: layout.rows, codes, scales, zeros };
-        let rows = encoder.as_ref().map_or(layout.block_rows, |encoder| encoder.rows_together(&layout));
-        parallel::for_each(all.split(&layout, rows), rows * layout.columns, |mut band| match &encoder {
-            Some(encoder) => band.encode_fast(isa, encoder, view, &layout, &grid, options),
-            None => band.encode(view, &layout, &grid, options),
-        })
+        let sections = [self.codes.to_mut(), self.scales.to_mut(), self.zeros.to_mut()].map(Vec::as_mut_slice);
+        fill(&self.grid, &self.layout, view, options, sections)
     }
+}
+
+/// The grid of a tensor, whose largest magnitude some formats ask for.
+fn grid_of(format: Format, view: &TensorView<'_>) -> Result<FormatGrid, Error> {
+    let amax = if matches!(format.scale, Scale::E4m3(_)) { largest_magnitude(view)? } else { 0.0 };
+    FormatGrid::new(format, amax)
+}
+
+fn second_of(grid: &FormatGrid, layout: &Layout) -> Vec<f32> {
+    if layout.second_len > 0 { vec![grid.tensor_scale()] } else { Vec::new() }
+}
+
+/// Encodes into codes, scales and zero points.
+fn fill(
+    grid: &FormatGrid,
+    layout: &Layout,
+    view: &TensorView<'_>,
+    options: EncodeOptions,
+    [codes, scales, zeros]: [&mut [u8]; 3],
+) -> Result<(), Error> {
+    let isa = Isa::current();
+    let nearest = options.rounding == Rounding::NearestEven && isa != Isa::Reference;
+    let encoder = if nearest { RowEncoder::new(grid, layout) } else { None };
+    let all = Band { first_row: 0, rows: layout.rows, codes, scales, zeros };
+    let rows = encoder.as_ref().map_or(layout.block_rows, |encoder| encoder.rows_together(layout));
+    parallel::for_each(all.split(layout, rows), rows * layout.columns, |mut band| match &encoder {
+        Some(encoder) => band.encode_fast(isa, encoder, view, layout, grid, options),
+        None => band.encode(view, layout, grid, options),
+    })
+}
+
+/// Refuses codes, scales, zero points and values of `second` of other lengths than a layout says.
+fn check_sections(
+    format: Format,
+    shape: &[usize],
+    layout: &Layout,
+    bytes: [usize; 3],
+    second_len: usize,
+) -> Result<(), Error> {
+    let lengths = [
+        ("codes", layout.code_bytes(), bytes[0]),
+        ("scales", layout.scale_bytes(), bytes[1]),
+        ("zeros", layout.zero_bytes(), bytes[2]),
+        ("second", 4 * layout.second_len, 4 * second_len),
+    ];
+    for (section, expected, found) in lengths {
+        if expected != found {
+            let (format, shape) = (format.to_string(), shape.to_vec());
+            return Err(Error::SectionLen { section, format, shape, expected, found });
+        }
+    }
+    Ok(())
 }
 
 impl<'a> PackedTensor<'a> {
@@ -161,18 +250,7 @@ impl<'a> PackedTensor<'a> {
     ) -> Result<Self, Error> {
         let layout = Layout::new(format, shape)?;
         let (codes, scales, zeros) = (codes.into(), scales.into(), zeros.into());
-        let lengths = [
-            ("codes", layout.code_bytes(), codes.len()),
-            ("scales", layout.scale_bytes(), scales.len()),
-            ("zeros", layout.zero_bytes(), zeros.len()),
-            ("second", 4 * layout.second_len, 4 * second.len()),
-        ];
-        for (section, expected, found) in lengths {
-            if expected != found {
-                let (format, shape) = (format.to_string(), shape.to_vec());
-                return Err(Error::SectionLen { section, format, shape, expected, found });
-            }
-        }
+        check_sections(format, shape, &layout, [codes.len(), scales.len(), zeros.len()], second.len())?;
         if let Some(&value) = second.iter().find(|s| !s.is_finite()) {
             return Err(Error::ReservedScale { block: 0, value });
         }

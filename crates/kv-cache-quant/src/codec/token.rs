@@ -6,7 +6,7 @@ use crate::halves;
 use crate::kernels::{self, Affine};
 use crate::pack::MinRow;
 use crate::packed::PackedRows;
-use quant_core::{Element, Format, IntRule, Layout, PackedTensor, Scale, ScaleType, Shaped};
+use quant_core::{Element, EncodeOptions, Format, IntRule, Layout, PackedTensor, Scale, ScaleType, Shaped};
 
 /// Stores each token as a tensor `[heads, dim]` in a [`Format`]: INT1–8, FP8, FP4, MX, NVFP4, NF4, block floating
 /// point, ternary.
@@ -134,15 +134,13 @@ impl Codec for TokenFormat {
         if self.min_row().is_some_and(|row_of| row_of.seal(rows, out)) {
             return Ok(());
         }
-        let packed = PackedTensor::encode(self.format, &Shaped::new(rows, &self.shape)?)?;
-        let mut rest = out;
-        for section in [packed.codes(), packed.scales(), packed.zeros()] {
-            let (some, others) = rest.split_at_mut(section.len());
-            some.copy_from_slice(section);
-            rest = others;
-        }
-        for (out, scale) in rest.as_chunks_mut::<4>().0.iter_mut().zip(packed.second()) {
-            *out = scale.to_le_bytes();
+        let (codes, rest) = out.split_at_mut(self.layout.code_bytes());
+        let (scales, rest) = rest.split_at_mut(self.layout.scale_bytes());
+        let (zeros, rest) = rest.split_at_mut(self.layout.zero_bytes());
+        let (rows, options) = (Shaped::new(rows, &self.shape)?, EncodeOptions::default());
+        let second = PackedTensor::encode_into(self.format, &rows, options, [codes, scales, zeros])?;
+        for (out, value) in rest.as_chunks_mut::<4>().0.iter_mut().zip(second) {
+            *out = value.to_le_bytes();
         }
         Ok(())
     }

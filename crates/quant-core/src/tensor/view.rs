@@ -223,11 +223,22 @@ impl<'a> TensorView<'a> {
     pub(crate) fn contiguous_rows(&self, first: usize, rows: usize) -> Option<&'a [f32]> {
         let row = self.contiguous_row(first)?;
         let follow = |i: usize| self.row_offset(first + i) - self.row_offset(first) == (i * row.len()).cast_signed();
-        if first + rows > self.rows() || !(1..rows).all(follow) {
+        if first + rows > self.rows() || !(self.rows_follow() || (1..rows).all(follow)) {
             return None;
         }
         // SAFETY: the rows exist, each starts where the one before ends, and they are shared for `'a`.
         Some(unsafe { std::slice::from_raw_parts(row.as_ptr(), rows * row.len()) })
+    }
+
+    /// Whether each row starts where the one before ends.
+    fn rows_follow(&self) -> bool {
+        let Some(leading) = self.shape.len().checked_sub(1) else { return true };
+        let mut distance = self.row_len();
+        (0..leading).rev().all(|axis| {
+            let follows = self.shape[axis] == 1 || self.strides[axis] == distance.cast_signed();
+            distance *= self.shape[axis];
+            follows
+        })
     }
 
     /// Copies row `row` into `out` as f32.
