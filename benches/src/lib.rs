@@ -128,6 +128,9 @@ pub fn print_table_in(unit: &str, title: &str, cases: &mut [Case<'_>], rounds: u
 /// GB/s of each case: every case once a round, after one round that is not counted; the mean of
 /// the faster half of the samples.
 ///
+/// Peers have rounds of their own: while one takes long and asks memory for little, some processors slow memory down, and
+/// what comes next would pay for that.
+///
 /// Time is that which the thread had a core, so that other programs cost as little as possible; what
 /// they do to caches and memory remains, hence the faster half.
 ///
@@ -135,13 +138,16 @@ pub fn print_table_in(unit: &str, title: &str, cases: &mut [Case<'_>], rounds: u
 fn interleaved(cases: &mut [Case<'_>], rounds: usize) -> Vec<f64> {
     assert!(rounds > 0, "nothing to take the mean of");
     let mut samples = vec![Vec::new(); cases.len()];
-    for round in 0..=rounds {
-        for (case, samples) in cases.iter_mut().zip(&mut samples) {
-            let start = thread_seconds();
-            (case.run)();
-            let seconds = thread_seconds() - start;
-            if round > 0 {
-                samples.push(seconds);
+    for peers in [false, true] {
+        let is_asked = |case: &Case<'_>| matches!(case.role, Role::Peer(_)) == peers;
+        for round in 0..=rounds {
+            for (case, samples) in cases.iter_mut().zip(&mut samples).filter(|(case, _)| is_asked(case)) {
+                let start = thread_seconds();
+                (case.run)();
+                let seconds = thread_seconds() - start;
+                if round > 0 {
+                    samples.push(seconds);
+                }
             }
         }
     }
