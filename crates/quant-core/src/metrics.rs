@@ -18,6 +18,7 @@
 //! ```
 
 use crate::Error;
+use crate::kernels::Isa;
 
 const LANES: usize = 8;
 
@@ -66,29 +67,20 @@ impl ErrorStats {
             return Err(Error::LengthMismatch { left: original.len(), right: decoded.len() });
         }
         let (mut sums, mut max) = (self.sums, [self.max_abs; LANES]);
-        let add = |sums: &mut [Lanes; 4], max: &mut Lanes, lane: usize, x: f32, y: f32| {
-            let (x, y) = (f64::from(x), f64::from(y));
-            let error = x - y;
-            sums[0][lane] += x * x;
-            sums[1][lane] += y * y;
-            sums[2][lane] += x * y;
-            sums[3][lane] += error * error;
-            max[lane] = max[lane].max(error.abs());
+        let backend = Isa::current().backend();
+        // Fewer values than there are lanes, beside pairs of zeros, which add nothing.
+        let few = |first: usize, values: &[f32]| {
+            let mut lanes = [0.0; LANES];
+            lanes[first..first + values.len()].copy_from_slice(values);
+            [lanes]
         };
         let (first, head) = lane_and_head(self.count, original.len());
-        for (i, (&x, &y)) in original[..head].iter().zip(&decoded[..head]).enumerate() {
-            add(&mut sums, &mut max, first + i, x, y);
-        }
+        let mut add = |x: &[[f32; LANES]], y: &[[f32; LANES]]| backend.error_sums(x, y, &mut sums, &mut max);
+        add(&few(first, &original[..head]), &few(first, &decoded[..head]));
         let (x_body, x_tail) = original[head..].as_chunks::<LANES>();
         let (y_body, y_tail) = decoded[head..].as_chunks::<LANES>();
-        for (x, y) in x_body.iter().zip(y_body) {
-            for lane in 0..LANES {
-                add(&mut sums, &mut max, lane, x[lane], y[lane]);
-            }
-        }
-        for (lane, (&x, &y)) in x_tail.iter().zip(y_tail).enumerate() {
-            add(&mut sums, &mut max, lane, x, y);
-        }
+        add(x_body, y_body);
+        add(&few(0, x_tail), &few(0, y_tail));
         // Squares of finite f32 values cannot overflow f64, so only a bad element spoils a sum.
         if !(total(&sums[0]) + total(&sums[1])).is_finite() {
             return Err(first_non_finite(original).or_else(|| first_non_finite(decoded)).unwrap_or(TOO_LONG));

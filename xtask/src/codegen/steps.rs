@@ -40,6 +40,9 @@ const STEPS: &[Step] = &[
         &[("Avx2", Call("avx2::range_blocks")), ("Avx512", Call("avx512::range_blocks"))],
         "Least and largest value of each block of `group` values, the last may be shorter. Returns whether\n\
          all values are finite; which of −0 and 0 counts as less is open."),
+    step("error_sums(x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8])",
+        "ops::error_sums(x, y, sums, most)", &[],
+        "Adds up the errors of pairs of values, see [`ops::error_sums`]."),
     step("fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool",
         "encode::fit(plan, fitted, count, out)",
         &[("Avx512", Call("avx512::encode::fit"))],

@@ -78,6 +78,24 @@ fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], f: impl Fn(T, T) -> T) -> 
     lanes[0]
 }
 
+/// Adds products and errors of pairs, lane by lane: Σx², Σy², Σxy, Σ(x−y)², and keeps the largest error.
+#[inline(always)]
+pub(crate) fn error_sums(x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8]) {
+    let ([mut xx, mut yy, mut xy, mut errors], mut largest) = (*sums, *most);
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..8 {
+            let (x, y) = (f64::from(x[lane]), f64::from(y[lane]));
+            let error = x - y;
+            xx[lane] += x * x;
+            yy[lane] += y * y;
+            xy[lane] += x * y;
+            errors[lane] += error * error;
+            largest[lane] = if error.abs() > largest[lane] { error.abs() } else { largest[lane] };
+        }
+    }
+    (*sums, *most) = ([xx, yy, xy, errors], largest);
+}
+
 /// See [`Backend::amax_blocks`](super::Backend::amax_blocks).
 #[inline(always)]
 pub(crate) fn amax_blocks(x: &[f32], group: usize, out: &mut [f32]) {

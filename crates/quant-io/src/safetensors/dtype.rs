@@ -1,6 +1,6 @@
 //! Element types of safetensors.
 
-use half::{bf16, f16};
+use half::f16;
 use quant_core::FloatKind;
 use std::fmt;
 
@@ -143,7 +143,8 @@ impl DType {
         match self {
             Self::F32 => fill(bytes, out, f32::from_le_bytes),
             Self::F16 => fill(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            Self::BF16 => fill(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            // The upper half of an f32.
+            Self::BF16 => fill(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
             #[expect(clippy::cast_possible_truncation, reason = "rounds to nearest even, as documented")]
             Self::F64 => fill(bytes, out, |b| f64::from_le_bytes(b) as f32),
             #[expect(clippy::cast_precision_loss, reason = "rounds to nearest even, as documented")]

@@ -36,6 +36,11 @@ pub(crate) trait Backend: Sync {
         ops::range_blocks(x, group, least, most)
     }
 
+    /// Adds up the errors of pairs of values, see [`ops::error_sums`].
+    fn error_sums(&self, x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8]) {
+        ops::error_sums(x, y, sums, most);
+    }
+
     /// Fits the first `count` blocks to the extremes in `fitted` and writes their stored scales. False when
     /// the reference must decide.
     fn fit(&self, plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
@@ -169,6 +174,16 @@ impl Backend for Avx2 {
 
         // SAFETY: a value of `Self` proves the features.
         unsafe { compiled(x, group, ahead, least, most) }
+    }
+
+    fn error_sums(&self, x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8]) {
+        #[target_feature(enable = "avx2")]
+        fn compiled(x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8]) {
+            ops::error_sums(x, y, sums, most);
+        }
+
+        // SAFETY: a value of `Self` proves the features.
+        unsafe { compiled(x, y, sums, most) }
     }
 
     fn fit(&self, plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
@@ -330,6 +345,16 @@ impl Backend for Avx512 {
 
         // SAFETY: a value of `Self` proves the features.
         unsafe { compiled(x, group, ahead, least, most) }
+    }
+
+    fn error_sums(&self, x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+        fn compiled(x: &[[f32; 8]], y: &[[f32; 8]], sums: &mut [[f64; 8]; 4], most: &mut [f64; 8]) {
+            ops::error_sums(x, y, sums, most);
+        }
+
+        // SAFETY: a value of `Self` proves the features.
+        unsafe { compiled(x, y, sums, most) }
     }
 
     fn fit(&self, plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
