@@ -202,6 +202,7 @@ fn seal() {
         ("int8", 8),
         ("int4-g128", 4),
         ("mxfp4", 4),
+        ("nvfp4", 4),
         ("int4-min", 4),
         ("int4-g32-min", 4),
         ("int2-min", 4),

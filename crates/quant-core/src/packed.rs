@@ -608,15 +608,25 @@ impl RandomBits {
 
 fn largest_magnitude(view: &TensorView<'_>) -> Result<f32, Error> {
     let isa = Isa::current();
-    let rows = (0..view.rows()).collect();
+    let together = (TOGETHER / view.row_len().max(1)).max(1);
+    let firsts = (0..view.rows()).step_by(together).collect();
     let largest = std::sync::atomic::AtomicU32::new(0);
-    parallel::for_each(rows, view.row_len(), |row| {
-        let amax = match view.contiguous_row(row).map(|x| kernels::amax(isa, x)).filter(|amax| amax.is_finite()) {
+    parallel::for_each(firsts, together * view.row_len(), |first: usize| {
+        let count = together.min(view.rows() - first);
+        let amax_of = |x: &[f32]| Some(kernels::amax(isa, x)).filter(|amax| amax.is_finite());
+        let amax = match view.contiguous_rows(first, count).and_then(amax_of) {
             Some(amax) => amax,
             None => {
-                let mut values = vec![0.0; view.row_len()];
-                view.read_row(row, &mut values)?;
-                values.iter().fold(0.0_f32, |m, x| m.max(x.abs()))
+                let (mut values, mut amax) = (vec![0.0; view.row_len()], 0.0_f32);
+                for row in first..first + count {
+                    if let Some(row_amax) = view.contiguous_row(row).and_then(amax_of) {
+                        amax = amax.max(row_amax);
+                    } else {
+                        view.read_row(row, &mut values)?;
+                        amax = values.iter().fold(amax, |m, x| m.max(x.abs()));
+                    }
+                }
+                amax
             }
         };
         // Bits of magnitudes order as the magnitudes do.
@@ -625,6 +635,9 @@ fn largest_magnitude(view: &TensorView<'_>) -> Result<f32, Error> {
     })?;
     Ok(f32::from_bits(largest.into_inner()))
 }
+
+/// Values whose largest magnitude is found at once.
+const TOGETHER: usize = 1 << 16;
 
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are stored in as many bits as their kind has")]
 fn write_scales(format: Format, params: &[BlockParams], out: &mut [u8]) {

@@ -2,10 +2,18 @@
 
 use super::{BlockParams, Rounder, e4m3};
 use crate::{FloatKind, NvRule, Overflow, ScaleType};
+use std::sync::LazyLock;
 
 /// The least normal E4M3 number, 2^-6, and the least one, 2^-9.
 const LEAST_NORMAL: f32 = 0.015_625;
 const LEAST: f32 = 0.001_953_125;
+
+/// The value of each scale.
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| {
+    let mut values = [0.0; 256];
+    values.iter_mut().zip(0..).for_each(|(value, code)| *value = FloatKind::E4m3Fn.decode(code));
+    values
+});
 
 /// The stored scale of a tensor; 1 for a zero tensor.
 pub(super) fn tensor_scale(rule: NvRule, amax: f32, largest: f32) -> f32 {
@@ -47,7 +55,7 @@ pub(super) fn fit(rule: NvRule, second: f32, largest: f32, amax: f32) -> BlockPa
 
 /// The parameters of a stored block scale.
 pub(super) fn params(rule: NvRule, second: f32, largest: f32, code: u8) -> BlockParams {
-    let scale = FloatKind::E4m3Fn.decode(u16::from(code));
+    let scale = E4M3[usize::from(code)];
     let plain = |scale| BlockParams::plain(scale, 0.0, u32::from(code));
     match rule {
         NvRule::Standard | NvRule::ModelOpt => plain(scale * second),
