@@ -221,3 +221,28 @@ fn reserved_one_byte_scales_are_refused_wherever_they_stand() {
         }
     }
 }
+
+#[test]
+fn memory_of_the_caller_gets_the_bytes_of_a_packed_tensor() {
+    let x: Vec<f32> = (0..6 * 96_u16).map(|i| f32::from(i * 37 % 211) / 64.0 - 1.5).collect();
+    let shape = [6, 96];
+    for name in
+        ["int8", "int4-g32", "int3-g32", "int4-asym-g32", "int2-g32-min", "fp8-e4m3", "mxfp4", "nvfp4", "nf4-dq"]
+    {
+        let Ok(format) = name.parse::<Format>() else { panic!("{name} is a format") };
+        let tensor = Shaped::new(&x, &shape).unwrap();
+        let packed = PackedTensor::encode(format, &tensor).unwrap();
+        let lengths = [packed.codes().len(), packed.scales().len(), packed.zeros().len()];
+        // What was there before must not show.
+        let mut memory = lengths.map(|len| vec![0xa5_u8; len]);
+        let [codes, scales, zeros] = memory.each_mut().map(Vec::as_mut_slice);
+        let options = EncodeOptions::default();
+        let second = PackedTensor::encode_into(format, &tensor, options, [&mut *codes, &mut *scales, zeros]).unwrap();
+        assert_eq!((&*codes, &*scales), (packed.codes(), packed.scales()), "{name}");
+        assert_eq!(memory[2], packed.zeros(), "{name}");
+        assert_eq!(second, packed.second(), "{name}");
+        let [codes, scales, zeros] = memory.each_mut().map(Vec::as_mut_slice);
+        let refused = PackedTensor::encode_into(format, &tensor, options, [&mut codes[1..], scales, zeros]);
+        assert!(matches!(refused, Err(Error::SectionLen { section: "codes", .. })), "{name}: {refused:?}");
+    }
+}

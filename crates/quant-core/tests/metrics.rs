@@ -167,3 +167,16 @@ fn norms_below_one_do_not_exist() {
         assert!(matches!(lp_error(&[1.0], &[0.0], p), Err(Error::NormOrder { .. })), "{p}");
     }
 }
+
+#[test]
+fn errors_add_up_to_the_same_bits_on_every_instruction_set() {
+    let x: Vec<f32> = (0..1003_u16).map(|i| f32::from(i * 61 % 977) / 97.0 - 5.0).collect();
+    let y: Vec<f32> = x.iter().map(|x| (x * 3.0).round() / 3.0).collect();
+    let of = |isa| quant_core::kernels::with_isa(isa, || ErrorStats::of(&x, &y).unwrap());
+    let expected = of(quant_core::kernels::Isa::Portable);
+    let signal: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    assert!((expected.signal() - signal).abs() < 1e-9 * signal);
+    for isa in quant_core::kernels::Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        assert_eq!(of(isa), expected, "{isa:?}");
+    }
+}
