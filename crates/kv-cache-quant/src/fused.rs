@@ -151,9 +151,23 @@ fn rows_of(rows: &[f32], some: Range<usize>, width: usize, part: Range<usize>) -
     rows.chunks_exact(width).take(some.end).skip(some.start).map(|row| &row[part.clone()]).collect()
 }
 
-/// Buffers that jobs take and give back.
+/// What jobs take and give back, as memory that is allocated anew costs more than to be filled.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<Vec<Buffers>>);
+pub(crate) struct Pool {
+    buffers: Mutex<Vec<Buffers>>,
+    partials: Mutex<Vec<Partial>>,
+}
+
+/// One of a pool, or a new one.
+fn take<T: Default>(pool: &Mutex<Vec<T>>) -> T {
+    pool.lock().ok().and_then(|mut pool| pool.pop()).unwrap_or_default()
+}
+
+fn give_back<T>(pool: &Mutex<Vec<T>>, some: impl IntoIterator<Item = T>) {
+    if let Ok(mut pool) = pool.lock() {
+        pool.extend(some);
+    }
+}
 
 impl Clone for Pool {
     fn clone(&self) -> Self {
@@ -211,7 +225,7 @@ struct Prepared {
 }
 
 /// What one split says about the members of a block, `[head][member]`.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Partial {
     tops: Vec<f32>,
     sums: Vec<f32>,
@@ -220,6 +234,18 @@ struct Partial {
     /// Sums over tokens of each of [`KINDS`], as kernels make them: `[head]`, of each pack `[vector][member]`, then `[member]` of
     /// what zero points add. Empty where there are none.
     rows: [Vec<f32>; 3],
+}
+
+impl Partial {
+    /// Nothing about so many members.
+    fn clear(&mut self, members: usize) {
+        for list in [&mut self.tops, &mut self.sums] {
+            list.clear();
+            list.resize(members, 0.0);
+        }
+        self.masses.clear();
+        self.rows.iter_mut().for_each(Vec::clear);
+    }
 }
 
 /// The kinds of tokens, in the order in which they are added.
@@ -257,6 +283,7 @@ impl Shared<'_> {
                 let out = &mut out[block.first * out_width..][..block.members / geometry.group() * out_width];
                 self.merge(block, partials, out);
             }
+            give_back(&self.pool.partials, partials);
         }
     }
 
@@ -328,38 +355,46 @@ impl Shared<'_> {
         if self.request.mask != Mask::Full && tokens.start > last {
             return Partial::default();
         }
-        let mut buffers = self.pool.0.lock().ok().and_then(|mut pool| pool.pop()).unwrap_or_default();
-        buffers.scores.clear();
-        buffers.scores.resize(heads * block.members * SPLIT, f32::NEG_INFINITY);
-        self.score(block, &tokens, &mut buffers);
+        let mut buffers = take(&self.pool.buffers);
+        buffers.scores.resize(heads * block.members * SPLIT, 0.0);
+        let key_runs = runs(&self.key_spans, &self.keys, &tokens);
+        let value_runs = runs(&self.value_spans, &self.values, &tokens);
+        self.score(block, &tokens, (&key_runs, value_runs.first()), &mut buffers);
         self.mask(block, &tokens, &mut buffers.scores);
-        let mut partial = Partial {
-            tops: vec![0.0; heads * block.members],
-            sums: vec![0.0; heads * block.members],
-            ..Partial::default()
-        };
+        let mut partial = take(&self.pool.partials);
+        partial.clear(heads * block.members);
         let tops = partial.tops.iter_mut().zip(&mut partial.sums);
         for (scores, (top, sum)) in buffers.scores.chunks_exact_mut(SPLIT).zip(tops) {
-            (*top, *sum) = self.kernels.weigh_scores(&mut scores[..tokens.len().next_multiple_of(LANES)]);
+            let scores = &mut scores[..tokens.len().next_multiple_of(LANES)];
+            scores[tokens.len()..].fill(f32::NEG_INFINITY);
+            (*top, *sum) = self.kernels.weigh_scores(scores);
         }
-        self.weigh(block, &tokens, &mut buffers, &mut partial);
-        if let Ok(mut pool) = self.pool.0.lock() {
-            pool.push(buffers);
-        }
+        self.weigh(block, &tokens, &value_runs, &mut buffers, &mut partial);
+        give_back(&self.pool.buffers, [buffers]);
         partial
     }
 
-    /// Scores of the tokens of a split.
-    fn score(&self, block: &Block, tokens: &Range<usize>, buffers: &mut Buffers) {
-        let runs = runs(&self.key_spans, &self.keys, tokens);
+    /// Scores of the tokens of a split, and what is read after them.
+    fn score(
+        &self,
+        block: &Block,
+        tokens: &Range<usize>,
+        (runs, after): (&[Run<'_>], Option<&Run<'_>>),
+        buffers: &mut Buffers,
+    ) {
         for (index, run) in runs.iter().enumerate() {
             let form = self.keys.form(run.kind);
+            match (runs.get(index + 1), after) {
+                (Some(next), _) => next.ask_for_meta(self.kernels, &self.keys.form(next.kind).plan.rows),
+                (None, Some(next)) => next.ask_for_meta(self.kernels, &self.values.form(next.kind).plan.rows),
+                (None, None) => {}
+            }
             run.read_meta(self.kernels, form, buffers);
             if form.plan.rows.transposed {
                 self.score_transposed(block, tokens, run, buffers);
                 continue;
             }
-            let next = runs.get(index + 1);
+            let next = runs.get(index + 1).or(after);
             let place = run.tokens.start - tokens.start;
             let Buffers { scores, turned, .. } = buffers;
             let packs = |head: usize| block.packs.iter().zip(&block.queries[head * block.packs.len()..]);
@@ -461,11 +496,17 @@ impl Shared<'_> {
     }
 
     /// Weighted sums of the values of a split.
-    fn weigh(&self, block: &Block, tokens: &Range<usize>, buffers: &mut Buffers, partial: &mut Partial) {
+    fn weigh(
+        &self,
+        block: &Block,
+        tokens: &Range<usize>,
+        runs: &[Run<'_>],
+        buffers: &mut Buffers,
+        partial: &mut Partial,
+    ) {
         let heads = self.geometry.kv_heads;
-        let runs = runs(&self.value_spans, &self.values, tokens);
         let keeps_apart = !self.values.maps.is_empty();
-        partial.masses = vec![0.0; if keeps_apart { heads * block.members } else { 0 }];
+        partial.masses.resize(if keeps_apart { heads * block.members } else { 0 }, 0.0);
         for (kind, sums) in KINDS.into_iter().zip(&mut partial.rows) {
             let form = self.values.form(kind);
             let plan = &form.plan;
@@ -474,10 +515,13 @@ impl Shared<'_> {
             }
             let vectors = self.values.vectors(kind);
             let member_sums = (vectors + 1) * LANES;
-            *sums = vec![0.0; heads * block.members * member_sums];
+            sums.resize(heads * block.members * member_sums, 0.0);
             for (index, run) in runs.iter().enumerate().filter(|(_, run)| run.kind == kind) {
-                run.read_meta(self.kernels, form, buffers);
                 let next = runs.get(index + 1);
+                if let Some(next) = next {
+                    next.ask_for_meta(self.kernels, &self.values.form(next.kind).plan.rows);
+                }
+                run.read_meta(self.kernels, form, buffers);
                 let place = run.tokens.start - tokens.start;
                 let Buffers { scores, turned, .. } = buffers;
                 let sums_at = |head: usize, (member, size): (usize, usize)| {

@@ -8,7 +8,7 @@ const CODES: [(&str, usize, bool, [[usize; 3]; 3]); 4] = [
     ("2, _", 2, false, [[1, 1, 2], [2, 2, 1], [4, 2, 1]]),
     ("4, false", 4, false, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
     ("4, true", 4, true, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
-    ("_, _", 8, false, [[1, 1, 4], [2, 2, 4], [4, 4, 2]]),
+    ("_, _", 8, false, [[1, 1, 8], [2, 2, 4], [4, 4, 2]]),
 ];
 
 /// Of scores, how many queries are taken together, and sums side by side, so that none waits for the one before.
@@ -33,7 +33,7 @@ pub(super) fn write() -> String {
         let kind = format!("{bits}, {}, {e2m1}", 8 / bits);
         for (place, [members, sets]) in SCORES.into_iter().enumerate() {
             // E2M1 comes in short groups, whose sums are soon added up.
-            let sets = if e2m1 { sets / 2 } else { sets };
+            let sets = if e2m1 { 1 } else { sets };
             scores += &format!("({codes}, {}) => dot_tile", pattern(place, members));
             scores += &format!("::<{kind}, {members}, {sets}>(plan, queries, codes, rows, out),\n");
         }

@@ -59,6 +59,12 @@ impl Avx512 {
         unsafe { read_scales_of(kind, scales, count, factors, out) }
     }
 
+    /// Asks for what is needed later.
+    pub(super) fn ask(self, bytes: &[u8]) {
+        // SAFETY: a value of `Self` proves the instructions.
+        unsafe { ask_for(bytes) }
+    }
+
     /// `out[member · stride + row] = query · row`.
     pub(super) fn dot(self, plan: &Plan, queries: &Queries, rows: &Rows<'_>, (out, stride): (&mut [f32], usize)) {
         // SAFETY: a value of `Self` proves the instructions.
@@ -177,16 +183,31 @@ fn load_chunk(row: &[u8], chunk: &Chunk, copies: usize, shifts: __m512i) -> __m5
     _mm512_srlv_epi32(words, shifts)
 }
 
+#[target_feature(enable = "avx512f")]
+fn ask_for(bytes: &[u8]) {
+    let start = bytes.as_ptr();
+    // The first line perhaps not from its start.
+    let lines = (start.addr() % 64 + bytes.len()).div_ceil(64);
+    (0..lines).for_each(|line| ask_for_line(start.wrapping_add(64 * line)));
+}
+
+/// Asks the second-level cache for a line: what is ahead by many lines would push others out of the first.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn ask_for_line(line: *const u8) {
+    // A hint about an address that is not there is no fault.
+    _mm_prefetch::<_MM_HINT_T1>(line.cast());
+}
+
 /// Asks for what is needed soon: the part of some rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn prefetch(rows: &Rows<'_>, first: usize, count: usize) {
     let from = rows.ahead.as_ptr().wrapping_add(first * rows.ahead_step);
-    // A hint about an address that is not there is no fault.
     let bytes = if rows.ahead.is_empty() { 0 } else { count * rows.ahead_step };
     let mut at = 0;
     while at < bytes {
-        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at).cast());
+        ask_for_line(from.wrapping_add(at));
         at += 64;
     }
 }

@@ -1,7 +1,7 @@
 //! The loops of [`super::ints`].
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
-use super::avx512::{Avx512, Rows, load_floats, load_words, prefetch, store};
+use super::avx512::{Avx512, Rows, ask_for_line, load_floats, load_words, prefetch, store};
 use super::generated::attention::{dot_tiles, interleave, weigh_tiles};
 use super::ints::{IntPlan, IntQueries, RUN};
 use super::plan::LANES;
@@ -376,8 +376,7 @@ impl Soon {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn ask(self, line: usize) {
-        // A hint about an address that is not there is no fault.
-        _mm_prefetch::<_MM_HINT_T0>(self.from.wrapping_add(self.step * line).cast());
+        ask_for_line(self.from.wrapping_add(self.step * line).cast());
     }
 }
 
@@ -403,6 +402,9 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
             let from = block * plan.block_words;
             let to = words.min(from + plan.block_words);
             let (mut high, mut low) = ([[_mm512_setzero_si512(); G]; SETS], [[_mm512_setzero_si512(); G]; SETS]);
+            if rows.zeros.is_empty() {
+                low[0] = std::array::from_fn(|g| _mm512_set1_epi32(queries.least[block * G + g]));
+            }
             macro_rules! add {
                 ($set:literal, $codes:expr, $queries:expr) => {{
                     let codes = fields_of::<BITS, FIELDS, E2M1>(load_line($codes));
@@ -428,7 +430,9 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
                 add!(2, &codes[2], &queries[2 * per_word..3 * per_word]);
                 add!(3, &codes[3], &queries[3 * per_word..]);
             }
-            for (codes, queries) in rest.iter().zip(queries_of_words.remainder().chunks_exact(per_word)) {
+            let rest = (4 * fours.len()..).zip(rest.iter().zip(queries_of_words.remainder().chunks_exact(per_word)));
+            for (word, (codes, queries)) in rest {
+                soon.ask(tile * words + from + word);
                 add!(0, codes, queries);
             }
             let scale = load_floats(rows.scales, block * rows.meta_stride + first);
@@ -439,12 +443,9 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
                     b = _mm512_add_epi32(b, low[set][g]);
                 }
                 let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(a), b);
-                if rows.zeros.is_empty() {
-                    let sum = _mm512_add_epi32(sum, _mm512_set1_epi32(queries.least[block * G + g]));
-                    scores[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scores[g]);
-                } else {
+                scores[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scores[g]);
+                if !rows.zeros.is_empty() {
                     let zero = load_floats(rows.zeros, block * rows.meta_stride + first);
-                    scores[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scores[g]);
                     scores[g] = _mm512_fmadd_ps(zero, _mm512_set1_ps(queries.sums[block * G + g]), scores[g]);
                 }
             }

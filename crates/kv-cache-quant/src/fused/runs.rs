@@ -48,7 +48,8 @@ enum MetaBytes<'a> {
 /// The runs of a split.
 pub(super) fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<usize>) -> Vec<Run<'a>> {
     let mut runs = Vec::new();
-    for span in spans {
+    let first = spans.partition_point(|span| span.tokens.end <= tokens.start);
+    for span in spans[first..].iter().take_while(|span| span.tokens.start < tokens.end) {
         let (start, end) = (tokens.start.max(span.tokens.start), tokens.end.min(span.tokens.end));
         let form = reader.form(span.kind);
         let layout = &form.plan.rows;
@@ -148,6 +149,15 @@ impl<'a> Meta<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Asks for what [`Self::read_meta`] will read, where it lies scattered.
+    pub(super) fn ask_for_meta(&self, kernels: Avx512, layout: &PackedRows) {
+        let MetaBytes::Groups { scales, stride, kind: PlainScales { scale, .. }, second } = self.meta else { return };
+        let (stride, bytes) = (scale.bytes() * stride, scale.bytes() * self.tokens.len());
+        let groups = layout.row_blocks() * if layout.has_zeros() { 2 } else { 1 };
+        scales.chunks(stride).take(groups).for_each(|group| kernels.ask(&group[..bytes.min(group.len())]));
+        kernels.ask(&second[..second.len().min(4 * self.tokens.len())]);
+    }
+
     pub(super) fn read_meta(&self, kernels: Avx512, form: &Form, buffers: &mut Buffers) {
         let layout = &form.plan.rows;
         let Buffers { scales, zeros, turned_scales, turned_zeros, .. } = buffers;

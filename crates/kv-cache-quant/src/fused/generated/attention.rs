@@ -58,8 +58,8 @@ pub(in super::super) fn dot_tiles(
         (4, false, 1) => dot_tile::<4, 2, false, 1, 4>(plan, queries, codes, rows, out),
         (4, false, 2) => dot_tile::<4, 2, false, 2, 4>(plan, queries, codes, rows, out),
         (4, false, _) => dot_tile::<4, 2, false, 4, 2>(plan, queries, codes, rows, out),
-        (4, true, 1) => dot_tile::<4, 2, true, 1, 2>(plan, queries, codes, rows, out),
-        (4, true, 2) => dot_tile::<4, 2, true, 2, 2>(plan, queries, codes, rows, out),
+        (4, true, 1) => dot_tile::<4, 2, true, 1, 1>(plan, queries, codes, rows, out),
+        (4, true, 2) => dot_tile::<4, 2, true, 2, 1>(plan, queries, codes, rows, out),
         (4, true, _) => dot_tile::<4, 2, true, 4, 1>(plan, queries, codes, rows, out),
         (_, _, 1) => dot_tile::<8, 1, false, 1, 4>(plan, queries, codes, rows, out),
         (_, _, 2) => dot_tile::<8, 1, false, 2, 4>(plan, queries, codes, rows, out),
@@ -107,7 +107,7 @@ pub(in super::super) fn weigh_tiles(
             weigh_tile::<4, 2, true, 4, 1>(plan, (item, 0, members), rows, turned, sums);
         }
         (_, _, 1) => {
-            weigh_tile::<8, 1, false, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+            weigh_tile::<8, 1, false, 1, 8>(plan, (item, 0, members), rows, turned, sums);
         }
         (_, _, 2) => {
             weigh_tile::<8, 1, false, 2, 4>(plan, (item, 0, members), rows, turned, sums);
