@@ -7,11 +7,12 @@ mod lines;
 use super::{AHEAD, ops};
 use std::arch::x86_64::*;
 
-/// Asks for the line that lies `ahead` bytes after the start of `x`.
+/// Asks the second-level cache for the line that lies `ahead` bytes after the start of `x`: AMD's processors wait for few lines
+/// at once in the first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn prefetch(x: &[f32], ahead: usize) {
-    _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(ahead));
+    _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().cast::<i8>().wrapping_add(ahead));
 }
 
 /// Vectors of a strip, at most.

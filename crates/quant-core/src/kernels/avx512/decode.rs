@@ -5,7 +5,7 @@ use super::super::decode::{Finish, Source, Strip, decode_strip, sign_extend};
 use super::super::ops::{self, SmallFloat};
 use super::super::product;
 use super::lines::Lines;
-use super::{AHEAD, VECTORS, prefetch, spread};
+use super::{AHEAD, VECTORS, spread};
 use std::arch::x86_64::*;
 
 const NIBBLES: u8 = 0;
@@ -306,7 +306,7 @@ fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_
     } else {
         let (lines, tail) = out.as_chunks_mut::<16>();
         for (line, (codes, scale, zero)) in lines.iter_mut().zip(vectors) {
-            prefetch(line, OUT_AHEAD);
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast::<i8>().wrapping_add(OUT_AHEAD));
             // SAFETY: `line` is a reference to 16 floats.
             unsafe { _mm512_storeu_ps(line.as_mut_ptr(), value(codes, scale, zero)) };
         }

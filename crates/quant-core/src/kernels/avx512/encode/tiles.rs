@@ -26,7 +26,7 @@ pub(super) const BLOCKS: usize = TILE / 16;
 /// Parts of a tile, with phases of the fitting before each.
 const PARTS: usize = 2;
 /// Bytes between the values whose extremes are found and those that are asked for.
-pub(super) const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 16 << 10;
 
 /// 64 values.
 pub(super) type Piece = [f32; 64];
