@@ -262,7 +262,9 @@ pub(crate) struct RowBytes<'a> {
     pub(crate) zeros: &'a [u8],
 }
 
-/// Scales and zero points of the blocks of a strip.
+/// Scales and zero points of the blocks of a strip, in whole lines: a store to parts of two waits for all stores past the caches
+/// before it, which took a third of the time on Zen 4.
+#[repr(align(64))]
 struct Params {
     scales: [f32; BLOCKS],
     zeros: [f32; BLOCKS],

@@ -447,8 +447,9 @@ thread_local! {
     };
 }
 
-/// What the blocks of a strip were fitted to.
+/// What the blocks of a strip were fitted to, in whole lines: a store to parts of two waits for all stores past the caches before it.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(crate) struct Fitted {
     /// What values are divided by or multiplied with. Before: least values or largest magnitudes.
     pub(super) scales: [f32; BLOCKS],
@@ -485,13 +486,13 @@ pub(super) fn fit_by(
     out: &mut [u8],
     lookup: impl Fn(&[f32; 128], &[u8], &mut [f32]),
 ) -> bool {
-    let Fitted { scales, zeros, reach, .. } = fitted;
-    let scales = &mut scales[..count];
+    let Fitted { scales, zeros, low, reach, .. } = fitted;
+    let (scales, taken) = (&mut scales[..count], &mut low[..count]);
     match plan.fit {
         Fit::Symmetric { .. } | Fit::Asymmetric { .. } => fit_ranges(plan, scales, &mut zeros[..count], reach, out),
         _ => {
             let most = scales.iter().fold(0, |most, amax| amax.to_bits().max(most));
-            most < INFINITE && fit_amax(plan, scales, reach, out, lookup)
+            most < INFINITE && fit_amax(plan, scales, taken, reach, out, lookup)
         }
     }
 }
@@ -502,12 +503,14 @@ const NEAR: f32 = 15.0;
 /// From here on scales are normal numbers of all types they are stored in.
 pub(super) const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 
-/// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form.
+/// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form; `taken` is as long, for
+/// what is needed on the way.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are clamped to a byte")]
 fn fit_amax(
     plan: &RowEncoder,
     scales: &mut [f32],
+    taken: &mut [f32],
     reach: &mut f32,
     out: &mut [u8],
     lookup: impl Fn(&[f32; 128], &[u8], &mut [f32]),
@@ -568,10 +571,9 @@ fn fit_amax(
                 lost |= u32::from(t == 0.0) & u32::from(amax != 0.0);
                 *byte = if amax == 0.0 { of_zero } else { code } as u8;
             }
-            let mut taken = [1.0; BLOCKS];
-            lookup(steps, &out[..scales.len()], &mut taken);
+            lookup(steps, &out[..scales.len()], taken);
             let (mut far, mut near, divides) = (0, 1, plan.unit == Unit::Divide);
-            for (scale, &step) in scales.iter_mut().zip(&taken) {
+            for (scale, &mut step) in scales.iter_mut().zip(taken) {
                 let amax = *scale;
                 let (value, limit) = if divides { (amax, 4096.0 * step) } else { (amax * step, 4096.0) };
                 far |= u32::from(value > limit);

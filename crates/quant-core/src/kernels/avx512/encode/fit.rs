@@ -10,7 +10,8 @@ use super::{divides_exactly, reciprocals};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// What divides or multiplies the values of the blocks of a tile.
+/// What divides or multiplies the values of the blocks of a tile, in whole lines as `Fitted`.
+#[repr(align(64))]
 pub(super) struct Params {
     pub(super) scales: [f32; BLOCKS],
     pub(super) high: [f32; BLOCKS],
