@@ -271,18 +271,22 @@ impl Constants {
     }
 }
 
+/// Starts a cache line: see `Params` in `kernels::decode`.
+#[repr(align(64))]
+struct InLines([f32; VECTORS]);
+
 /// Decodes vectors of 16 codes. Past the caches, later codes are asked for meanwhile, so that they are near when they are
 /// looked through; otherwise the lines that are written, as a store waits for its line.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_>, all: Constants, out: &mut [f32]) {
     let count = out.len().div_ceil(16);
-    let (mut scales, mut zeros) = ([0.0; VECTORS], [0.0; VECTORS]);
+    let (mut scales, mut zeros) = (InLines([0.0; VECTORS]), InLines([0.0; VECTORS]));
     if FINISH != PLAIN {
-        spread(strip.scales, strip.group, all.factor, count, &mut scales);
+        spread(strip.scales, strip.group, all.factor, count, &mut scales.0);
     }
     if matches!(FINISH, OFFSET | AFFINE) {
-        spread(strip.zeros, strip.group, 1.0, count, &mut zeros);
+        spread(strip.zeros, strip.group, 1.0, count, &mut zeros.0);
     }
     let value = |codes: &[u8], scale: f32, zero: f32| {
         finish::<FINISH>(source::<SOURCE>(codes, all), _mm512_set1_ps(scale), _mm512_set1_ps(zero))
@@ -294,7 +298,7 @@ fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_
         HALF | BRAIN => 32,
         _ => 2 * strip.bits as usize,
     };
-    let vectors = strip.codes.chunks_exact(bytes).zip(&scales).zip(&zeros);
+    let vectors = strip.codes.chunks_exact(bytes).zip(&scales.0).zip(&zeros.0);
     let vectors = vectors.map(|((codes, &scale), &zero)| (codes, scale, zero));
     if STREAM {
         let mut lines = Lines::new(bytes_of_mut(out), true);
@@ -315,7 +319,7 @@ fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_
             let rest = &strip.codes[lines.len() * bytes..];
             padded[..rest.len()].copy_from_slice(rest);
             let last = lines.len() % VECTORS;
-            store_first(tail, value(&padded[..bytes], scales[last], zeros[last]));
+            store_first(tail, value(&padded[..bytes], scales.0[last], zeros.0[last]));
         }
     }
 }
