@@ -21,6 +21,7 @@ const VECTORS: usize = ops::STRIP / 16;
 /// A parameter of blocks for each of `count` vectors of them, so that one loop serves blocks of any length.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+#[expect(clippy::cast_possible_truncation, reason = "a lane's number")]
 fn spread<const N: usize>(params: &[f32; ops::BLOCKS], group: usize, factor: f32, count: usize, out: &mut [f32; N]) {
     let per = group.div_ceil(16);
     if per >= count {
@@ -31,7 +32,10 @@ fn spread<const N: usize>(params: &[f32; ops::BLOCKS], group: usize, factor: f32
         for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().take(count.div_ceil(16)).enumerate() {
             // SAFETY: the slices are checked to hold 16 floats.
             unsafe {
-                let part = _mm512_loadu_ps(params[16 * i / per..][..16].as_ptr());
+                // A load from parts of two vectors that were just stored would wait for both stores.
+                let first = 16 * i / per;
+                let part = _mm512_loadu_ps(params[first / 16 * 16..][..16].as_ptr());
+                let index = _mm512_add_epi32(index, _mm512_set1_epi32(((first % 16) as u32).cast_signed()));
                 let spread = _mm512_permutexvar_ps(index, part);
                 _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(spread, _mm512_set1_ps(factor)));
             }
