@@ -283,7 +283,10 @@ impl Shared<'_> {
                 let out = &mut out[block.first * out_width..][..block.members / geometry.group() * out_width];
                 self.merge(block, partials, out);
             }
-            give_back(&self.pool.partials, partials);
+            // Those of many queries are large, and cost little beside what they are for.
+            if count == 1 {
+                give_back(&self.pool.partials, partials);
+            }
         }
     }
 
