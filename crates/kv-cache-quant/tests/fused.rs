@@ -9,10 +9,14 @@ use quant_core::kernels::{Isa, with_isa};
 use std::sync::Arc;
 
 fn attend(cache: &dyn KvCacheLayer, request: &Attention<'_>, isa: Isa) -> Vec<f32> {
+    attend_in(&mut Workspace::default(), cache, request, isa)
+}
+
+fn attend_in(workspace: &mut Workspace, cache: &dyn KvCacheLayer, request: &Attention<'_>, isa: Isa) -> Vec<f32> {
     let g = cache.geometry();
     let count = request.queries.len() / (g.q_heads * g.dim_k);
     let mut out = vec![f32::NAN; count * g.q_heads * g.dim_v];
-    with_isa(isa, || cache.attend(request, &mut out, &mut Workspace::default()).unwrap());
+    with_isa(isa, || cache.attend(request, &mut out, workspace).unwrap());
     out
 }
 
@@ -276,6 +280,30 @@ fn every_number_of_threads_gives_the_same_bits() {
         let expected = run(1);
         for threads in [2, 3, 7] {
             assert_eq!(run(threads), expected, "{name} on {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_used_workspace_gives_the_same_bits() {
+    let mut used = Workspace::default();
+    for case in cases() {
+        for (kv_heads, group, dim, tokens) in [(2, 4, 128, 700), (1, 1, 64, 3), (3, 2, 96, 257), (2, 1, 128, 40)] {
+            let g = KvGeometry { kv_heads, q_heads: kv_heads * group, dim_k: dim, dim_v: dim };
+            let mut cache = (case.make)(g, KeyStorage::PostRope, case.policy);
+            let all = rows(g, tokens, 15);
+            append(&mut cache, &all, 0..tokens);
+            let queries = gaussian(16, 3 * g.q_heads * dim);
+            let (one, many) = (Attention::of(&queries[..g.q_heads * dim]), Attention::of(&queries));
+            let fresh = KvRows { keys: &all.0[..3 * g.key_width()], values: &all.1[..3 * g.value_width()] };
+            let sliding = Attention { mask: Mask::Sliding(2), ..many };
+            let full = Attention { mask: Mask::Full, ..many };
+            for (index, request) in [many, sliding, one, full, many.with_fresh(fresh), one].iter().enumerate() {
+                for isa in [Isa::Avx512, Isa::Portable] {
+                    let what = format!("{}, {tokens} tokens, request {index} in {isa:?}", case.name);
+                    assert_eq!(attend_in(&mut used, &cache, request, isa), attend(&cache, request, isa), "{what}");
+                }
+            }
         }
     }
 }
