@@ -377,7 +377,7 @@ impl Shared<'_> {
         partial
     }
 
-    /// Scores of the tokens of a split, and what is read after them.
+    /// Scores of the tokens of a split, given its runs and what is read after them.
     fn score(
         &self,
         block: &Block,
@@ -387,17 +387,15 @@ impl Shared<'_> {
     ) {
         for (index, run) in runs.iter().enumerate() {
             let form = self.keys.form(run.kind);
-            match (runs.get(index + 1), after) {
-                (Some(next), _) => next.ask_for_meta(self.kernels, &self.keys.form(next.kind).plan.rows),
-                (None, Some(next)) => next.ask_for_meta(self.kernels, &self.values.form(next.kind).plan.rows),
-                (None, None) => {}
+            let next = runs.get(index + 1).or(after);
+            if let Some(next) = next {
+                next.ask_for_meta(self.kernels);
             }
             run.read_meta(self.kernels, form, buffers);
             if form.plan.rows.transposed {
                 self.score_transposed(block, tokens, run, buffers);
                 continue;
             }
-            let next = runs.get(index + 1).or(after);
             let place = run.tokens.start - tokens.start;
             let Buffers { scores, turned, .. } = buffers;
             let packs = |head: usize| block.packs.iter().zip(&block.queries[head * block.packs.len()..]);
@@ -522,7 +520,7 @@ impl Shared<'_> {
             for (index, run) in runs.iter().enumerate().filter(|(_, run)| run.kind == kind) {
                 let next = runs.get(index + 1);
                 if let Some(next) = next {
-                    next.ask_for_meta(self.kernels, &self.values.form(next.kind).plan.rows);
+                    next.ask_for_meta(self.kernels);
                 }
                 run.read_meta(self.kernels, form, buffers);
                 let place = run.tokens.start - tokens.start;

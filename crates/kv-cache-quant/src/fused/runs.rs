@@ -37,6 +37,8 @@ enum MetaBytes<'a> {
     /// Scales by group, those of tokens side by side, from the first row's on.
     Groups {
         scales: &'a [u8],
+        /// Of scales, and as many again of zero points where there are any.
+        groups: usize,
         /// Scales from one group to the next.
         stride: usize,
         kind: PlainScales,
@@ -82,6 +84,7 @@ pub(super) fn runs<'a>(spans: &[Span<'a>], reader: &Reader<'_>, tokens: &Range<u
                     meta: match layout.plain_scales() {
                         Some(kind) => MetaBytes::Groups {
                             scales: &meta[kind.scale.bytes() * place..],
+                            groups: layout.row_blocks() * if layout.has_zeros() { 2 } else { 1 },
                             stride: capacity,
                             kind,
                             second: if kind.second { &meta[(rest - 4) * capacity + 4 * place..] } else { &[] },
@@ -150,10 +153,9 @@ impl<'a> Meta<'a> {
 
 impl<'a> Run<'a> {
     /// Asks for what [`Self::read_meta`] will read, where it lies scattered.
-    pub(super) fn ask_for_meta(&self, kernels: Avx512, layout: &PackedRows) {
-        let MetaBytes::Groups { scales, stride, kind: PlainScales { scale, .. }, second } = self.meta else { return };
-        let (stride, bytes) = (scale.bytes() * stride, scale.bytes() * self.tokens.len());
-        let groups = layout.row_blocks() * if layout.has_zeros() { 2 } else { 1 };
+    pub(super) fn ask_for_meta(&self, kernels: Avx512) {
+        let MetaBytes::Groups { scales, groups, stride, kind, second } = self.meta else { return };
+        let (stride, bytes) = (kind.scale.bytes() * stride, kind.scale.bytes() * self.tokens.len());
         scales.chunks(stride).take(groups).for_each(|group| kernels.ask(&group[..bytes.min(group.len())]));
         kernels.ask(&second[..second.len().min(4 * self.tokens.len())]);
     }
@@ -173,7 +175,7 @@ impl<'a> Run<'a> {
         }
         let (width, count) = (layout.row_blocks(), self.tokens.len());
         match self.meta {
-            MetaBytes::Groups { scales, stride, kind: PlainScales { scale, factor, .. }, second } => {
+            MetaBytes::Groups { scales, stride, kind: PlainScales { scale, factor, .. }, second, .. } => {
                 let mut factors = [factor; RUN];
                 let second = second.as_chunks::<4>().0.iter().take(count);
                 factors.iter_mut().zip(second).for_each(|(factor, unit)| *factor *= f32::from_le_bytes(*unit));

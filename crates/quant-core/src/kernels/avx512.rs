@@ -7,8 +7,8 @@ mod lines;
 use super::{AHEAD, ops};
 use std::arch::x86_64::*;
 
-/// Asks the second-level cache for the line that lies `ahead` bytes after the start of `x`: AMD's processors wait for few lines
-/// at once in the first.
+/// Asks the second-level cache for the line that lies `ahead` bytes after the start of `x`. Asking the first, encoding took a
+/// sixth and more longer on Zen 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn prefetch(x: &[f32], ahead: usize) {
