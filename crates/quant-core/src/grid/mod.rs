@@ -221,6 +221,18 @@ impl FormatGrid {
         };
         BlockParams::plain(scale, zero, scale_code)
     }
+
+    /// `of` the parameters of every scale that is stored in a byte, from code 0 on.
+    pub(crate) fn of_scale_bytes<T: Copy + Default, const N: usize>(&self, of: impl Fn(BlockParams) -> T) -> [T; N] {
+        match self.format.scale {
+            Scale::E4m3(rule) => nv::of_codes(rule, (self.second, largest_element(self.format.element)), of),
+            _ => {
+                let mut all = [T::default(); N];
+                all.iter_mut().zip(0..).for_each(|(one, code)| *one = of(self.params_from_stored(code, 0.0)));
+                all
+            }
+        }
+    }
 }
 
 impl Grid for FormatGrid {

@@ -55,8 +55,38 @@ pub(super) fn fit(rule: NvRule, second: f32, largest: f32, amax: f32) -> BlockPa
 
 /// The parameters of a stored block scale.
 pub(super) fn params(rule: NvRule, second: f32, largest: f32, code: u8) -> BlockParams {
-    let scale = E4M3[usize::from(code)];
-    let plain = |scale| BlockParams::plain(scale, 0.0, u32::from(code));
+    params_of(rule, second, largest, (u32::from(code), E4M3[usize::from(code)]))
+}
+
+/// `of` the parameters of every scale from code 0 on, in a loop compiled for each rule.
+pub(super) fn of_codes<T: Copy + Default, const N: usize>(
+    rule: NvRule,
+    (second, largest): (f32, f32),
+    of: impl Fn(BlockParams) -> T,
+) -> [T; N] {
+    let values: &[f32; 256] = &E4M3;
+    let by = |rule| {
+        let mut all = [T::default(); N];
+        for ((one, code), &value) in all.iter_mut().zip(0..).zip(values) {
+            *one = of(params_of(rule, second, largest, (code, value)));
+        }
+        all
+    };
+    match rule {
+        NvRule::Standard => by(NvRule::Standard),
+        NvRule::TorchAo => by(NvRule::TorchAo),
+        NvRule::TorchAoSingle => by(NvRule::TorchAoSingle),
+        NvRule::ModelOpt => by(NvRule::ModelOpt),
+        NvRule::CompressedTensors => by(NvRule::CompressedTensors),
+        NvRule::Mlx => by(NvRule::Mlx),
+        NvRule::MlxSingle => by(NvRule::MlxSingle),
+        NvRule::PaperBf16 => by(NvRule::PaperBf16),
+    }
+}
+
+#[inline(always)]
+fn params_of(rule: NvRule, second: f32, largest: f32, (code, scale): (u32, f32)) -> BlockParams {
+    let plain = |scale| BlockParams::plain(scale, 0.0, code);
     match rule {
         NvRule::Standard | NvRule::ModelOpt => plain(scale * second),
         NvRule::TorchAo => BlockParams { step: (1.0 / second) / scale, ..plain(second * scale) },

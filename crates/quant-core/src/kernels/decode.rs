@@ -81,11 +81,7 @@ impl RowDecoder {
             Scale::Float(ScaleType::F16) => Stored::Two(SmallFloat::new(FloatKind::F16)?),
             Scale::Float(ScaleType::Bf16) => Stored::Two(SmallFloat::new(FloatKind::Bf16)?),
             Scale::E8m0(_) | Scale::E4m3(_) => {
-                let mut scales = [0; 256];
-                for (code, scale) in (0..).zip(&mut scales) {
-                    *scale = grid.params_from_stored(code, 0.0).scale.to_bits();
-                }
-                Stored::Byte(Arc::new(scales))
+                Stored::Byte(Arc::new(grid.of_scale_bytes(|params| params.scale.to_bits())))
             }
             Scale::Double | Scale::Exponent(_) => return None,
         };

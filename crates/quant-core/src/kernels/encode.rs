@@ -20,8 +20,8 @@ const TOGETHER: usize = 1 << 16;
 /// How a format's rows are encoded; made once a tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct RowEncoder {
-    fit: Fit,
-    store: Store,
+    pub(super) fit: Fit,
+    pub(super) store: Store,
     pub(super) unit: Unit,
     pub(super) element: Kind,
     pub(super) code_bits: u32,
@@ -38,7 +38,7 @@ pub(crate) struct RowEncoder {
 
 /// How scales (and zero points) follow from the extremes of blocks.
 #[derive(Clone, Debug)]
-enum Fit {
+pub(super) enum Fit {
     /// No scale.
     None,
     /// `max(amax, least) / divisor`, never zero; 1 for a zero block.
@@ -50,30 +50,43 @@ enum Fit {
     /// A scale and an integer zero point.
     Asymmetric { rule: IntRule, levels: f32 },
     /// A power of two.
-    Power { rule: ScaleRule, largest: f32, emax: i32, mantissa: u32 },
+    Power(Power),
     /// E4M3 under a tensor scale.
     Nested(Box<Nested>),
 }
 
+/// The rules of [`ScaleRule`] in numbers: the code is the exponent field of the bits of `amax`, or of `amax / largest`, and
+/// `bias`, less `emax`.
+#[derive(Clone, Debug)]
+pub(super) struct Power {
+    pub(super) largest: Option<f32>,
+    /// Of normal numbers, and of subnormal ones.
+    pub(super) bias: [u32; 2],
+    /// Not negative, so that zero has code 0.
+    pub(super) emax: i32,
+    /// No value is larger than so many scales.
+    pub(super) reach: f32,
+}
+
 /// The rules of [`NvRule`] in numbers: the code is that of `max(amax / largest / second · factor, least)`.
 #[derive(Clone, Debug)]
-struct Nested {
-    largest: f32,
-    second: f32,
-    factor: f32,
-    least: f32,
+pub(super) struct Nested {
+    pub(super) largest: f32,
+    pub(super) second: f32,
+    pub(super) factor: f32,
+    pub(super) least: f32,
     /// The code of a zero block.
-    of_zero: u32,
+    pub(super) of_zero: u32,
     /// The code instead of 0.
-    instead_of_zero: u32,
-    kind: SmallFloat,
+    pub(super) instead_of_zero: u32,
+    pub(super) kind: SmallFloat,
     /// What a value is divided by or multiplied with, by code.
-    steps: [f32; 128],
+    pub(super) steps: [f32; 128],
 }
 
 /// How scales are stored.
-#[derive(Clone, Copy, Debug)]
-enum Store {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Store {
     Nothing,
     F32,
     Two(SmallFloat),
@@ -153,7 +166,7 @@ impl RowEncoder {
             (Scale::None, _) => Fit::None,
             (Scale::E8m0(rule), crate::Element::Int { bits, .. }) => {
                 let largest = largest / f32::from(1_u16 << (bits - 2));
-                Fit::Power { rule, largest, emax: 0, mantissa: u32::from(bits) - 2 }
+                Fit::Power(Power::new(rule, largest, 0, u32::from(bits) - 2))
             }
             (Scale::E8m0(rule), crate::Element::Float { kind, .. }) => {
                 let emax = (largest.to_bits() >> 23).cast_signed() - 127;
@@ -161,7 +174,7 @@ impl RowEncoder {
                 if ct && !matches!(kind, FloatKind::E4m3Fn | FloatKind::E5m2 | FloatKind::E2m1) {
                     return None;
                 }
-                Fit::Power { rule, largest, emax, mantissa: if ct { 1 } else { kind.mantissa_bits() } }
+                Fit::Power(Power::new(rule, largest, emax, if ct { 1 } else { kind.mantissa_bits() }))
             }
             (Scale::E4m3(rule), _) => Fit::Nested(Box::new(Nested::new(grid, rule, largest)?)),
             (_, crate::Element::Int { bits, rule }) => {
@@ -219,17 +232,6 @@ impl RowEncoder {
         matches!(self.fit, Fit::Asymmetric { rule: IntRule::Asymmetric, .. })
     }
 
-    /// Divisor and least magnitude, where a scale is a largest magnitude or the width of a range with zero, divided and stored
-    /// as f16.
-    pub(super) fn halves(&self) -> Option<(f32, f32)> {
-        match (&self.fit, self.store) {
-            (_, Store::Two(kind)) if kind.shift != 13 => None,
-            (&Fit::Amax { divisor, least }, Store::Two(_)) => Some((divisor, least)),
-            (&Fit::Asymmetric { rule: IntRule::Asymmetric, levels }, Store::Two(_)) => Some((levels, 0.0)),
-            _ => None,
-        }
-    }
-
     /// How many scales large values are at most, where scales are largest magnitudes divided, or ranges with zero are wide.
     pub(super) fn reach(&self, divisor: f32, subnormal: bool) -> f32 {
         // Normal scales are rounded by so much at most.
@@ -259,7 +261,7 @@ impl RowEncoder {
 
     fn encode_row(&self, backend: &dyn Backend, x: &[f32], out: Sections<'_>, scratch: &mut Scratch) -> bool {
         out.zeros.fill(0);
-        scratch.fitted.reach = 512.0;
+        scratch.fitted.reach = POWER_REACH;
         if self.zero_bits == 0 {
             scratch.fitted.zeros.fill(0.0);
         }
@@ -394,18 +396,36 @@ impl RowEncoder {
     }
 }
 
+impl Power {
+    fn new(rule: ScaleRule, largest: f32, emax: i32, mantissa: u32) -> Self {
+        // One carries into the exponent from `least` of the fraction on.
+        let from = |least: u32| 0x80_0000 - least;
+        let by_exponent = |bias| {
+            let binade = f32::from_bits((emax + 128).cast_unsigned() << 23);
+            Self { largest: None, bias: [bias; 2], emax, reach: binade.next_down() }
+        };
+        let by_quotient = |bias| Self { largest: Some(largest), bias, emax: 0, reach: 2.0 * largest };
+        match rule {
+            ScaleRule::Floor => by_exponent(0),
+            ScaleRule::Ceil => by_exponent(from(1)),
+            ScaleRule::Even | ScaleRule::EvenCt => by_exponent(1 << (22 - mantissa)),
+            // Below the normals the exponent grows from the middle of the fraction on.
+            ScaleRule::RCeil => by_quotient([from(1), from(0x40_0001)]),
+            ScaleRule::RFloor => by_quotient([0; 2]),
+            // The mantissas of √2, and of √2·2^-127 among the subnormals.
+            ScaleRule::RRound => by_quotient([from(0x35_04f4), from(0x5a_827a)]),
+        }
+    }
+}
+
 impl Nested {
     /// The numbers of a rule; `None` where a scale is not a number that values can be divided by.
     fn new(grid: &FormatGrid, rule: NvRule, largest: f32) -> Option<Self> {
         let second = grid.tensor_scale();
         let kind = SmallFloat::new(FloatKind::E4m3Fn)?;
-        let mut steps = [0.0; 128];
-        for (code, step) in (0..127).zip(&mut steps) {
-            *step = grid.params_from_stored(code, 0.0).step;
-            // Where it underflows all becomes zeros with the sign of x, as dividing by infinity has it.
-            let by_zero = *step == 0.0 && !matches!(rule, NvRule::TorchAo | NvRule::TorchAoSingle);
-            *step = if by_zero { f32::INFINITY } else { *step };
-        }
+        // Where it underflows all becomes zeros with the sign of x, as dividing by infinity has it.
+        let of_zero = if matches!(rule, NvRule::TorchAo | NvRule::TorchAoSingle) { 0.0 } else { f32::INFINITY };
+        let steps = grid.of_scale_bytes(|params| if params.step == 0.0 { of_zero } else { params.step });
         let one = Self { largest, second: 1.0, factor: 1.0, least: 0.0, of_zero: 0, instead_of_zero: 0, kind, steps };
         let code = |scale: f32| kind.encode(scale);
         let nested = match rule {
@@ -470,51 +490,30 @@ impl Fitted {
 /// See [`Backend::fit`].
 #[inline(always)]
 pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mut [u8]) -> bool {
-    fit_by(plan, fitted, count, out, |steps, codes, taken| {
-        for (step, &code) in taken.iter_mut().zip(codes) {
-            *step = steps[usize::from(code & 127)];
-        }
-    })
-}
-
-/// The same; `lookup` takes the entry of each code from a table.
-#[inline(always)]
-pub(super) fn fit_by(
-    plan: &RowEncoder,
-    fitted: &mut Fitted,
-    count: usize,
-    out: &mut [u8],
-    lookup: impl Fn(&[f32; 128], &[u8], &mut [f32]),
-) -> bool {
-    let Fitted { scales, zeros, low, reach, .. } = fitted;
-    let (scales, taken) = (&mut scales[..count], &mut low[..count]);
+    let Fitted { scales, zeros, reach, .. } = fitted;
+    let scales = &mut scales[..count];
     match plan.fit {
         Fit::Symmetric { .. } | Fit::Asymmetric { .. } => fit_ranges(plan, scales, &mut zeros[..count], reach, out),
         _ => {
             let most = scales.iter().fold(0, |most, amax| amax.to_bits().max(most));
-            most < INFINITE && fit_amax(plan, scales, taken, reach, out, lookup)
+            most < INFINITE && fit_amax(plan, scales, reach, out)
         }
     }
 }
 
-/// So many scales large are values at most where a scale of a block is no larger than it may be.
-const NEAR: f32 = 15.0;
+/// Values are fewer scales large where those are powers of two.
+pub(super) const POWER_REACH: f32 = 512.0;
+
+/// Values are at most so many scales of two levels large where scales are rounded by a sixteenth at most, or more but not far.
+pub(super) const NESTED_REACHES: [f32; 2] = [7.5, 4096.0];
 
 /// From here on scales are normal numbers of all types they are stored in.
 pub(super) const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 
-/// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form; `taken` is as long, for
-/// what is needed on the way.
+/// Turns largest magnitudes into scales (for powers of two: reciprocals) and writes their stored form.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "scale codes are clamped to a byte")]
-fn fit_amax(
-    plan: &RowEncoder,
-    scales: &mut [f32],
-    taken: &mut [f32],
-    reach: &mut f32,
-    out: &mut [u8],
-    lookup: impl Fn(&[f32; 128], &[u8], &mut [f32]),
-) -> bool {
+fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u8]) -> bool {
     match &plan.fit {
         &Fit::Amax { divisor, least } => {
             for scale in scales.iter_mut() {
@@ -535,70 +534,42 @@ fn fit_amax(
             }
             stored
         }
-        &Fit::Power { rule, largest, emax, mantissa } => {
-            let field = |x: f32| (x.to_bits() >> 23).cast_signed();
-            let fraction = |x: f32| x.to_bits() & 0x7f_ffff;
-            match rule {
-                ScaleRule::Floor => powers(scales, out, |a| field(a) - emax),
-                ScaleRule::Ceil => powers(scales, out, |a| field(a) + i32::from(fraction(a) != 0) - emax),
-                ScaleRule::Even | ScaleRule::EvenCt => {
-                    let half = 1 << (22 - mantissa);
-                    powers(scales, out, |a| ((a.to_bits() + half) >> 23).cast_signed() - emax);
-                }
-                ScaleRule::RCeil => powers(scales, out, |a| {
-                    let q = a / largest;
-                    let (exponent, fraction) = (field(q), fraction(q));
-                    // Below the normals the exponent grows from the middle of the fraction on.
-                    exponent + i32::from(fraction > if exponent == 0 { 0x40_0000 } else { 0 })
-                }),
-                ScaleRule::RFloor => powers(scales, out, |a| field(a / largest)),
-                ScaleRule::RRound => powers(scales, out, |a| {
-                    let q = a / largest;
-                    // The mantissas of √2, and of √2·2^-127 among the subnormals.
-                    field(q) + i32::from(fraction(q) > if field(q) == 0 { 0x5a_8279 } else { 0x35_04f3 })
-                }),
+        &Fit::Power(Power { largest, bias: [normal, subnormal], emax, .. }) => {
+            for (value, byte) in scales.iter_mut().zip(out) {
+                let q = largest.map_or(*value, |largest| *value / largest);
+                let bias = if q < f32::MIN_POSITIVE { subnormal } else { normal };
+                let code = ((q.to_bits() + bias) >> 23).cast_signed() - emax;
+                *byte = code.clamp(0, 254) as u8;
+                *value = E8m0(254 - *byte).to_f32();
             }
             true
         }
         Fit::Nested(nested) => {
             // Copies: what is read in a condition would be gathered lane by lane.
             let &Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, ref steps } = &**nested;
-            let mut lost = 0;
-            for (&amax, byte) in scales.iter().zip(out.iter_mut()) {
+            let (mut lost, divides) = (0, plan.unit == Unit::Divide);
+            let mut beyond = [0; 2];
+            for (scale, byte) in scales.iter_mut().zip(out) {
+                let amax = *scale;
                 let t = ((amax / largest) / second) * factor;
                 let code = kind.encode(fmax(t, least));
                 let code = if code == 0 { instead_of_zero } else { code };
+                let code = if amax == 0.0 { of_zero } else { code } as u8;
                 lost |= u32::from(t == 0.0) & u32::from(amax != 0.0);
-                *byte = if amax == 0.0 { of_zero } else { code } as u8;
-            }
-            lookup(steps, &out[..scales.len()], taken);
-            let (mut far, mut near, divides) = (0, 1, plan.unit == Unit::Divide);
-            for (scale, &mut step) in scales.iter_mut().zip(taken) {
-                let amax = *scale;
-                let (value, limit) = if divides { (amax, 4096.0 * step) } else { (amax * step, 4096.0) };
-                far |= u32::from(value > limit);
-                near &= u32::from(amax <= NEAR * step);
+                *byte = code;
+                let step = steps[usize::from(code & 127)];
+                let (value, unit) = if divides { (amax, step) } else { (amax * step, 1.0) };
+                for (beyond, reach) in beyond.iter_mut().zip(NESTED_REACHES) {
+                    *beyond |= u32::from(value > reach * unit);
+                }
                 // Any scale makes zeros of a zero block.
                 *scale = if amax == 0.0 { 1.0 } else { step };
             }
-            *reach = match (far, near) {
-                (0, 1) => NEAR,
-                (0, _) => 4096.0,
-                _ => f32::INFINITY,
-            };
+            let reaches = beyond.into_iter().zip(NESTED_REACHES);
+            *reach = reaches.filter(|&(beyond, _)| beyond == 0).map(|(_, reach)| reach).fold(f32::INFINITY, f32::min);
             lost == 0
         }
         Fit::None | Fit::Symmetric { .. } | Fit::Asymmetric { .. } => true,
-    }
-}
-
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a byte")]
-fn powers(amax: &mut [f32], out: &mut [u8], code: impl Fn(f32) -> i32) {
-    for (value, byte) in amax.iter_mut().zip(out) {
-        let code = if *value == 0.0 { 0 } else { code(*value).clamp(0, 254) };
-        *byte = code as u8;
-        *value = E8m0((254 - code) as u8).to_f32();
     }
 }
 

@@ -72,9 +72,11 @@ pub(super) struct Constants {
     magnitude: __m512i,
     /// Added to values for their sign: −0 keeps it.
     sign_of_zero: __m512,
-    /// Of [`fixed`]: what is added to quotients, and what then stands above their fractions.
+    /// Of [`numbers`]: what is added to quotients, and what then stands above their fractions.
     point: __m512,
     base: __m512i,
+    /// The 4-bit codes of numbers, by the low six bits of what stands above, and the same times 16.
+    nibbles: [__m512i; 2],
 }
 
 #[inline]
@@ -104,6 +106,7 @@ pub(super) fn constants(element: &Element, positive_zero: bool) -> Constants {
         sign_of_zero: _mm512_set1_ps(if positive_zero { 0.0 } else { -0.0 }),
         point: _mm512_setzero_ps(),
         base: nothing,
+        nibbles: [nothing; 2],
     };
     let mut fixed_point = |point: f32, shift: u32| {
         all.point = _mm512_set1_ps(point);
@@ -139,7 +142,28 @@ pub(super) fn constants(element: &Element, positive_zero: bool) -> Constants {
             all.codes = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
         }
     }
+    let code = nibbles_of(element, &all);
+    all.nibbles = [code, _mm512_slli_epi16::<4>(code)];
     all
+}
+
+/// The entries of [`Constants::nibbles`]: [`fixed_reach`] lets integers pass where numbers are in −30 to 33, floats in −32 to 31.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn nibbles_of(element: &Element, all: &Constants) -> __m512i {
+    let mut index = [0_u8; 64];
+    index.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
+    // SAFETY: 64 bytes are read.
+    let index = unsafe { _mm512_loadu_si512(index.as_ptr().cast()) };
+    let below_zero = _mm512_set1_epi8(if matches!(element, Element::Int { .. }) { 30 } else { 32 });
+    let base = _mm512_shuffle_epi8(all.base, _mm512_setzero_si512());
+    let above_least = _mm512_add_epi8(_mm512_sub_epi8(index, base), below_zero);
+    let number = _mm512_sub_epi8(_mm512_and_si512(above_least, _mm512_set1_epi8(63)), below_zero);
+    let code = match element {
+        Element::Int { .. } => _mm512_min_epi8(_mm512_max_epi8(number, all.least), all.most),
+        _ => e2m1_of_quarters(number),
+    };
+    _mm512_and_si512(code, _mm512_set1_epi8(15))
 }
 
 /// The bytes of 64 codes; packing works within quarters of vectors, so that each quarter holds four of every vector.
@@ -279,7 +303,10 @@ pub(super) fn quarters(i: usize) -> __m512i {
     }
 }
 
-/// How many scales large values may be for [`fixed`], and how many wide their ranges; negative for elements that it does not
+/// How many scales large values of E2M1 may be for [`numbers`]: so that these are below 32 quarters.
+pub(super) const FLOAT_REACH: f32 = 8.0_f32.next_down();
+
+/// How many scales large values may be for [`numbers`], and how many wide their ranges; negative for elements that it does not
 /// know.
 pub(super) fn fixed_reach(element: &Element) -> f32 {
     match element {
@@ -292,41 +319,38 @@ pub(super) fn fixed_reach(element: &Element) -> f32 {
         }
         // Scales of 4-bit codes that are no normal numbers may make ranges twice as wide.
         Element::Int { high, .. } => ops::fmax(high + 1.0, 32.0),
-        Element::Float(kind) if kind.max == 6.0_f32.to_bits() && kind.shift == 22 => 15.0,
+        Element::Float(kind) if kind.max == 6.0_f32.to_bits() && kind.shift == 22 => FLOAT_REACH,
         _ => -1.0,
     }
 }
 
-/// Reciprocals of whole vectors of scales for [`fixed`]: within (1 + 1/16)·2^-24 of the true ones. False when a scale is not
-/// in [`EXACT_SCALES`].
+/// Reciprocals of scales for [`numbers`]: of those that [`has_reciprocals`] is for, within (1 + 1/16)·2^-24 of the true ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn near_reciprocals(scales: &[f32], out: &mut [f32]) -> bool {
-    let (least, most) = (_mm512_set1_ps(*EXACT_SCALES.start()), _mm512_set1_ps(*EXACT_SCALES.end()));
-    let mut all = u16::MAX;
-    for (scales, out) in scales.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
-        // SAFETY: 16 floats are read and 16 are written, of references to as many.
-        unsafe {
-            let scale = _mm512_loadu_ps(scales.as_ptr());
-            all &= _mm512_cmp_ps_mask::<_CMP_GE_OQ>(scale, least) & _mm512_cmp_ps_mask::<_CMP_LE_OQ>(scale, most);
-            // Within 2^-14; a step of Newton's squares that, and its last sum is rounded.
-            let rough = _mm512_rcp14_ps(scale);
-            let rest = _mm512_fnmadd_ps(rough, scale, _mm512_set1_ps(1.0));
-            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(rough, rest, rough));
-        }
-    }
-    all == u16::MAX
+pub(super) fn near_reciprocals(scale: __m512) -> __m512 {
+    // Within 2^-14; a step of Newton's squares that, and its last sum is rounded.
+    let rough = _mm512_rcp14_ps(scale);
+    let rest = _mm512_fnmadd_ps(rough, scale, _mm512_set1_ps(1.0));
+    _mm512_fmadd_ps(rough, rest, rough)
 }
 
-/// As [`bytes`] of the codes of quotients, from products with [`near_reciprocals`], and whether all codes are certain.
+/// Whether all scales are in [`EXACT_SCALES`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn has_reciprocals(scale: __m512) -> bool {
+    let (least, most) = (_mm512_set1_ps(*EXACT_SCALES.start()), _mm512_set1_ps(*EXACT_SCALES.end()));
+    let inside = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(scale, least) & _mm512_cmp_ps_mask::<_CMP_LE_OQ>(scale, most);
+    inside == u16::MAX
+}
+
+/// Quotients as fixed-point numbers, from products with [`near_reciprocals`].
 ///
-/// Quotients are taken as fixed-point numbers: `x·high + point` has one in its low bits whose fraction is, after a shift, the
-/// low 16 bits, and what stands above them tells between which two thresholds of the element it lies. In units of the last
-/// place it differs by less than 1 from what the reference compares: the sum is rounded by 1/2 at most; quotients are at most
-/// 16 in units of 2^-18, 64 in units of 2^-16 or 256 in units of 2^-14 (see [`fixed_reach`]), which is 2^22 units; the
-/// reference rounds numbers up to there by 1/8 at most, and `high` is off by 17/16 · 2^-24, which makes 17/64: together 57/64.
-/// So where the fraction is not zero, the reference's quotient lies strictly between the same thresholds; where it is, only a
-/// division tells.
+/// `x·high + point` has one in its low bits whose fraction is, after a shift, the low 16 bits, and what stands above them tells
+/// between which two thresholds of the element it lies. In units of the last place it differs by less than 1 from what the
+/// reference compares: the sum is rounded by 1/2 at most; quotients are at most 16 in units of 2^-18, 64 in units of 2^-16 or 256
+/// in units of 2^-14 (see [`fixed_reach`]), which is 2^22 units; the reference rounds numbers up to there by 1/8 at most, and
+/// `high` is off by 17/16 · 2^-24, which makes 17/64: together 57/64. So where the fraction is not zero, the reference's quotient
+/// lies strictly between the same thresholds; where it is, only a division tells.
 ///
 /// The sum stays between the powers of two around `point`, to which zero points are added. Where a zero point was not
 /// clamped, it and quotients add up to -1/2 at least and to 1/2 more than the range is wide in scales at most; where it was
@@ -334,21 +358,38 @@ pub(super) fn near_reciprocals(scales: &[f32], out: &mut [f32]) -> bool {
 /// these numbers lie from -1 to 257 with 8 bits, from -1 to 65 with 6 and from -17 to 33 with 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-pub(super) fn fixed<const KIND: u8, const BITS: u32>(
+pub(super) fn numbers<const KIND: u8, const BITS: u32>(
     x: [__m512; 4],
     high: [__m512; 4],
     zero: [__m512; 4],
     all: &Constants,
-) -> (__m512i, bool) {
+) -> [__m512i; 4] {
     let number = |i: usize| {
         let point = if KIND == UNSIGNED { _mm512_add_ps(all.point, zero[i]) } else { all.point };
         let sum = _mm512_castps_si512(_mm512_fmadd_ps(x[i], high[i], point));
         if BITS == 8 { _mm512_slli_epi32::<2>(sum) } else { sum }
     };
-    let n = [number(0), number(1), number(2), number(3)];
+    [number(0), number(1), number(2), number(3)]
+}
+
+/// The lesser halves of [`numbers`]: none is zero if the codes of all are certain.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn least_fractions(n: [__m512i; 4]) -> __m512i {
     // What stands above is never zero.
-    let least = _mm512_min_epu16(_mm512_min_epu16(n[0], n[1]), _mm512_min_epu16(n[2], n[3]));
-    let certain = _mm512_testn_epi16_mask(least, least) == 0;
+    _mm512_min_epu16(_mm512_min_epu16(n[0], n[1]), _mm512_min_epu16(n[2], n[3]))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn certain(least_fractions: __m512i) -> bool {
+    _mm512_testn_epi16_mask(least_fractions, least_fractions) == 0
+}
+
+/// As [`bytes`] of the codes of [`numbers`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+pub(super) fn bytes_of_numbers<const KIND: u8>(n: [__m512i; 4], all: &Constants) -> __m512i {
     // The upper half words of two vectors in turn.
     let upper = |a, b| {
         let words = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(a), b);
@@ -364,7 +405,32 @@ pub(super) fn fixed<const KIND: u8, const BITS: u32>(
         _ => e2m1_of_quarters(_mm512_packs_epi16(words[0], words[1])),
     };
     let order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-    (_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order)), certain)
+    _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order))
+}
+
+/// The 4-bit codes of twice [`numbers`], packed: by tables, those of even and of odd values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
+pub(super) fn nibbles_of_numbers([a, b]: [[__m512i; 4]; 2], all: &Constants) -> __m512i {
+    // Of 16 lanes of two vectors the bytes above the fractions: of even lanes, the same again, of odd ones, the same again.
+    const ABOVE: [u8; 64] = {
+        let (mut index, mut i) = ([0; 64], 0_u8);
+        while i < 64 {
+            let (odd, lane) = (i / 32, i % 16);
+            index[i as usize] = 64 * (lane / 8) + 8 * (lane % 8) + 4 * odd + 2;
+            i += 1;
+        }
+        index
+    };
+    // SAFETY: 64 bytes are read.
+    let above = unsafe { _mm512_loadu_si512(ABOVE.as_ptr().cast()) };
+    let of_two = |a, b| _mm512_permutex2var_epi8(a, above, b);
+    let of_four = |n: [__m512i; 4]| _mm512_mask_blend_epi64(0b1100_1100, of_two(n[0], n[1]), of_two(n[2], n[3]));
+    let (a, b) = (of_four(a), of_four(b));
+    let even = _mm512_shuffle_i64x2::<0b01_00_01_00>(a, b);
+    let odd = _mm512_shuffle_i64x2::<0b11_10_11_10>(a, b);
+    let [low, high] = all.nibbles;
+    _mm512_or_si512(_mm512_permutexvar_epi8(even, low), _mm512_permutexvar_epi8(odd, high))
 }
 
 /// The codes of E2M1 from values in quarters, rounded down and in −61 to 60.

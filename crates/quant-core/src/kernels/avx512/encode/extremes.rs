@@ -1,7 +1,5 @@
 //! Extremes of the blocks of a tile.
 
-use super::super::super::encode::Fitted;
-use super::super::super::ops;
 use super::super::{fold_pairs, fold_quads, fold_words, max_of_each, prefetch};
 use super::codes::{UNSIGNED, load, magnitude};
 use super::tiles::{AHEAD, PIECES, Piece};
@@ -12,8 +10,9 @@ use std::arch::x86_64::*;
 /// As unsigned numbers the bits of negative values are larger than those of all others, and among themselves they order as
 /// magnitudes do: the largest are those of the least value. With signs flipped they are those of the largest value.
 pub(super) struct Extremes {
-    /// Values of a block, in a tile.
+    /// Values of a block, in a tile, and whether that is all of the tile.
     pub(super) group: usize,
+    alone: bool,
     /// Of magnitudes, or of values.
     bits: Largest,
     /// Of values, for ranges alone.
@@ -23,8 +22,8 @@ pub(super) struct Extremes {
 impl Extremes {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn new(group: usize) -> Self {
-        Self { group, bits: Largest::new(), flipped: Largest::new() }
+    pub(super) fn new(group: usize, alone: bool) -> Self {
+        Self { group, alone, bits: Largest::new(), flipped: Largest::new() }
     }
 
     /// Takes 64 values, the `piece`-th of a tile; there are `KEPT` blocks of them, or they are a part of one.
@@ -53,15 +52,18 @@ impl Extremes {
         }
     }
 
-    /// Writes what was found of each block; some stand in for those that fill up a vector, as zero may have a slow
-    /// reciprocal.
+    /// The largest magnitudes of the `i`-th 16 blocks, in order; some stand in for those that fill up a vector.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    pub(super) fn store<const KIND: u8>(&self, count: usize, fitted: &mut Fitted) {
-        self.bits.store(self.group, count, &mut fitted.scales);
-        if KIND == UNSIGNED {
-            self.flipped.store(self.group, count, &mut fitted.zeros);
-        }
+    pub(super) fn magnitudes(&self, i: usize) -> __m512i {
+        self.bits.blocks(self.group, self.alone, i)
+    }
+
+    /// Likewise the largest bits of values, and with signs flipped.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+    pub(super) fn ranges(&self, i: usize) -> [__m512i; 2] {
+        [&self.bits, &self.flipped].map(|of| of.blocks(self.group, self.alone, i))
     }
 
     /// Folds a tile of a block of several; the first, or further ones.
@@ -125,35 +127,22 @@ impl Largest {
         self.block = if first { all } else { _mm512_max_epu32(self.block, all) };
     }
 
-    /// Writes the maxima of blocks, in order.
+    /// The maxima of the `i`-th 16 blocks, in order.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn store(&self, group: usize, count: usize, out: &mut [f32; ops::BLOCKS]) {
+    fn blocks(&self, group: usize, alone: bool, i: usize) -> __m512i {
         let pieces = &self.pieces;
-        let mut put = |i: usize, v: __m512i| {
-            // SAFETY: the slice is checked to hold 16 floats.
-            unsafe { _mm512_storeu_si512(out[16 * i..][..16].as_mut_ptr().cast(), v) };
-        };
         match group {
-            16 => {
-                for (i, &quads) in pieces.as_chunks::<4>().0.iter().enumerate().take(count / 16) {
-                    put(i, fold_quads(quads));
-                }
-            }
+            16 => fold_quads(pieces.as_chunks().0[i % (PIECES / 4)]),
             32 => {
-                for (i, words) in pieces.as_chunks::<8>().0.iter().enumerate().take(count / 16) {
-                    put(i, fold_quads([0, 2, 4, 6].map(|i| fold_pairs(words[i], words[i + 1]))));
-                }
+                let words: &[_; 8] = &pieces.as_chunks().0[i % (PIECES / 8)];
+                fold_quads([0, 2, 4, 6].map(|i| fold_pairs(words[i], words[i + 1])))
             }
-            64 => {
-                for (i, &blocks) in pieces.as_chunks::<16>().0.iter().enumerate().take(count / 16) {
-                    put(i, max_of_each(blocks));
-                }
-            }
-            _ if count == 1 => put(0, max_of_each([self.block; 16])),
-            128 => put(0, max_of_each(self.blocks_of::<2>())),
-            256 => put(0, max_of_each(self.blocks_of::<4>())),
-            _ => put(0, max_of_each(self.blocks_of::<8>())),
+            64 => max_of_each(*pieces),
+            _ if alone => _mm512_set1_epi32(_mm512_reduce_max_epu32(self.block).cast_signed()),
+            128 => max_of_each(self.blocks_of::<2>()),
+            256 => max_of_each(self.blocks_of::<4>()),
+            _ => max_of_each(self.blocks_of::<8>()),
         }
     }
 

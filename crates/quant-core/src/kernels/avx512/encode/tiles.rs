@@ -1,8 +1,8 @@
 //! Rows of whole tiles in one pass.
 //!
 //! While the codes of a tile are made, the extremes of a later one are found in the same loop, so that neither memory nor the
-//! core waits for the other. The scales of the block between them are computed meanwhile, a phase before each part of the
-//! tile: what a phase needs is there by then, and its latency is hidden behind the codes that follow.
+//! core waits for the other. The scales of the blocks between them are computed meanwhile, those of 16 blocks at a time, before
+//! each part of the tile: so few instructions that the codes that follow are made while they wait for each other.
 
 use super::super::super::RowEncoder;
 use super::super::super::encode::{Fitted, Kind};
@@ -23,7 +23,7 @@ const LEAST_TILE: usize = 512;
 pub(super) const PIECES: usize = TILE / 64;
 /// Blocks of a tile, at most.
 pub(super) const BLOCKS: usize = TILE / 16;
-/// Parts of a tile, with phases of the fitting before each.
+/// Parts of a tile, at most; blocks are fitted before each.
 const PARTS: usize = 2;
 /// Bytes between the values whose extremes are found and those that are asked for.
 pub(super) const AHEAD: usize = 16 << 10;
@@ -61,7 +61,7 @@ pub(crate) fn encode_tiles(
     if !(group || plan.unit == Unit::Keep) {
         return Some(0);
     }
-    let Some(coder) = coder(plan, element) else { return Some(0) };
+    let Some(coder) = coder(plan, element, is_x86_feature_detected!("avx512vbmi")) else { return Some(0) };
     let rows = Rows::new(plan, x, scales, zeros);
     if rows.tiles == 0 {
         return Some(0);
@@ -72,36 +72,44 @@ pub(crate) fn encode_tiles(
     unsafe { coder(&codes::constants(element, plan.positive_zero), fitting, Lines::new(codes, plan.stream), rows) }
 }
 
-/// The loop for a format; `None` where there is none.
-fn coder(plan: &RowEncoder, element: &Element) -> Option<Coder> {
+/// The loop for a format, for a processor that permutes bytes (VBMI) or does not; `None` where there is none.
+fn coder(plan: &RowEncoder, element: &Element, vbmi: bool) -> Option<Coder> {
     match (element, plan.unit) {
-        (Element::Int { .. }, Unit::Multiply) => of_bits::<MULTIPLY, SIGNED>(plan),
-        (&Element::Int { low, .. }, Unit::Divide) if low < 0.0 => of_bits::<QUOTIENT, SIGNED>(plan),
-        (Element::Int { .. }, Unit::Divide) => of_bits::<QUOTIENT, UNSIGNED>(plan),
-        (Element::Float(_), Unit::Keep) => of_bits::<KEEP, FLOAT>(plan),
-        (Element::Float(_), Unit::Multiply) => of_bits::<MULTIPLY, FLOAT>(plan),
-        (Element::Float(_), Unit::Divide) => of_bits::<QUOTIENT, FLOAT>(plan),
-        (Element::Book(Bins { cells: Some(_), .. }), Unit::Multiply) => of_blocks::<MULTIPLY, BOOK, 4>(plan),
+        (Element::Int { .. }, Unit::Multiply) => of_bits::<MULTIPLY, SIGNED>(plan, vbmi),
+        (&Element::Int { low, .. }, Unit::Divide) if low < 0.0 => of_bits::<QUOTIENT, SIGNED>(plan, vbmi),
+        (Element::Int { .. }, Unit::Divide) => of_bits::<QUOTIENT, UNSIGNED>(plan, vbmi),
+        (Element::Float(_), Unit::Keep) => of_bits::<KEEP, FLOAT>(plan, vbmi),
+        (Element::Float(_), Unit::Multiply) => of_bits::<MULTIPLY, FLOAT>(plan, vbmi),
+        (Element::Float(_), Unit::Divide) => of_bits::<QUOTIENT, FLOAT>(plan, vbmi),
+        (Element::Book(Bins { cells: Some(_), .. }), Unit::Multiply) => of_group::<MULTIPLY, BOOK, 4>(plan, vbmi),
         _ => None,
     }
 }
 
-fn of_bits<const UNIT: u8, const KIND: u8>(plan: &RowEncoder) -> Option<Coder> {
+fn of_bits<const UNIT: u8, const KIND: u8>(plan: &RowEncoder, vbmi: bool) -> Option<Coder> {
     match plan.code_bits {
-        4 => of_blocks::<UNIT, KIND, 4>(plan),
-        6 => of_blocks::<UNIT, KIND, 6>(plan),
-        8 => of_blocks::<UNIT, KIND, 8>(plan),
+        4 => of_group::<UNIT, KIND, 4>(plan, vbmi),
+        6 => of_group::<UNIT, KIND, 6>(plan, vbmi),
+        8 => of_group::<UNIT, KIND, 8>(plan, vbmi),
         _ => None,
     }
 }
 
-fn of_blocks<const UNIT: u8, const KIND: u8, const BITS: u32>(plan: &RowEncoder) -> Option<Coder> {
+fn of_group<const UNIT: u8, const KIND: u8, const BITS: u32>(plan: &RowEncoder, vbmi: bool) -> Option<Coder> {
     Some(match plan.group {
         _ if UNIT == KEEP => tiles::<UNIT, KIND, BITS, 0>,
-        16 => tiles::<UNIT, KIND, BITS, 4>,
-        32 => tiles::<UNIT, KIND, BITS, 2>,
-        _ => tiles::<UNIT, KIND, BITS, 1>,
+        16 => of_kept::<UNIT, KIND, BITS, 4>(vbmi),
+        32 => of_kept::<UNIT, KIND, BITS, 2>(vbmi),
+        _ => of_kept::<UNIT, KIND, BITS, 1>(vbmi),
     })
+}
+
+fn of_kept<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(vbmi: bool) -> Coder {
+    if vbmi && BITS == 4 && can_be_fixed::<UNIT, KIND, BITS>() {
+        tiles_by_bytes::<UNIT, KIND, BITS, KEPT>
+    } else {
+        tiles::<UNIT, KIND, BITS, KEPT>
+    }
 }
 
 /// Casts to a 16-bit float by the operations of `SmallFloat::encode16`, for f16 by the instruction.
@@ -164,16 +172,44 @@ impl<'a> Rows<'a> {
         Self { x, scales, stored: plan.scale_bytes(), zeros, tile, per_block, tiles }
     }
 
+    /// Where scales of so many blocks go.
+    pub(super) fn stored_scales(&mut self, first: usize, count: usize) -> &mut [u8] {
+        &mut self.scales[first * self.stored..][..count * self.stored]
+    }
+
     pub(super) fn tile(&self, i: usize) -> &'a [Piece] {
         self.x[i * self.tile..][..self.tile].as_chunks().0
     }
 }
 
-/// Goes through the tiles. The extremes that are found belong to the tile one block and one tile further, so that those
-/// of a block are complete one tile before its codes are made: in that tile it is fitted. `KEPT` of four vectors have scales
-/// of their own.
+/// See [`go_through`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
+    all: &Constants,
+    fitting: Fitting<'_>,
+    lines: Lines<'_>,
+    rows: Rows<'_>,
+) -> Option<usize> {
+    go_through::<UNIT, KIND, BITS, KEPT, false>(all, fitting, lines, rows)
+}
+
+/// The same where instructions permute bytes (VBMI).
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
+fn tiles_by_bytes<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
+    all: &Constants,
+    fitting: Fitting<'_>,
+    lines: Lines<'_>,
+    rows: Rows<'_>,
+) -> Option<usize> {
+    go_through::<UNIT, KIND, BITS, KEPT, true>(all, fitting, lines, rows)
+}
+
+/// Goes through the tiles. The extremes that are found belong to the tile one block and one tile further, so that those
+/// of a block are complete one tile before its codes are made: in that tile it is fitted. `KEPT` of four vectors have scales
+/// of their own, and a tile as many sixteens of blocks, if blocks are so short. With `BY_BYTES`, only for callers with VBMI.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize, const BY_BYTES: bool>(
     all: &Constants,
     mut fitting: Fitting<'_>,
     mut lines: Lines<'_>,
@@ -190,7 +226,9 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
         4 => 2,
         _ => 4,
     };
-    let part_pieces = rows.tile / 64 / PARTS;
+    // Parts of so many sixteens of blocks.
+    let sixteens = KEPT.div_ceil(PARTS).max(1);
+    let part_pieces = rows.tile / 64 / KEPT.div_ceil(sixteens).max(1);
     let shift = (fitting.extremes.group / 64).max(1).trailing_zeros();
     let mut turn = false;
     let mut largest = _mm512_setzero_si512();
@@ -214,39 +252,48 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
         let mut uncertain = 0;
         for (part, (x, next)) in x.chunks_exact(part_pieces).zip(next.chunks_exact(part_pieces)).enumerate() {
             if fits {
-                let phases = Fitting::PHASES / PARTS;
-                fitting.phases::<KIND>(phases * part..phases * (part + 1), &mut rows, block, next_params)?;
+                fitting.fit::<KIND>(part * sixteens..(part + 1) * sixteens, &mut rows, block, next_params)?;
             }
             for (at, (x, next)) in x.chunks_exact(step).zip(next.chunks_exact(step)).enumerate() {
-                let mut bytes = [_mm512_setzero_si512(); 4];
-                for (p, (bytes, (x, next))) in bytes.iter_mut().zip(x.iter().zip(next)).enumerate() {
+                let first = part_pieces * part + step * at;
+                for (p, (x, next)) in x.iter().zip(next).enumerate() {
                     for line in x.as_chunks::<16>().0 {
                         prefetch(line, ahead);
                     }
-                    let (piece, p) = (x, part_pieces * part + step * at + p);
-                    let x = load(piece);
                     if UNIT == KEEP {
-                        for x in x {
+                        for x in load(x) {
                             largest = _mm512_max_epu32(largest, magnitude(x));
                         }
                     } else {
-                        fitting.extremes.take::<KIND, KEPT>(p, next);
+                        fitting.extremes.take::<KIND, KEPT>(first + p, next);
                     }
-                    if fixed {
-                        let of =
-                            |params: &[f32; BLOCKS]| blocks_of::<KEPT>(p, shift).map(|i| _mm512_set1_ps(params[i]));
-                        let (high, zero) = (of(&params.high), of(&params.zeros));
-                        let (some, all_certain) = codes::fixed::<KIND, BITS>(x, high, zero, &all);
-                        *bytes = some;
-                        if !all_certain {
-                            uncertain += 1;
-                            *bytes = exact_piece::<KIND>(piece, blocks_of::<KEPT>(p, shift), params, &all);
-                        }
-                    } else if can_be_fixed::<UNIT, KIND, BITS>() {
-                        *bytes = exact_piece::<KIND>(piece, blocks_of::<KEPT>(p, shift), params, &all);
+                }
+                let blocks = |p: usize| blocks_of::<KEPT>(first + p, shift);
+                let numbers = |p: usize| {
+                    let of = |params: &[f32; BLOCKS]| blocks(p).map(|i| _mm512_set1_ps(params[i]));
+                    codes::numbers::<KIND, BITS>(load(&x[p]), of(&params.high), of(&params.zeros), &all)
+                };
+                if BY_BYTES && fixed {
+                    let n = [numbers(0), numbers(1)];
+                    if codes::certain(_mm512_min_epu16(codes::least_fractions(n[0]), codes::least_fractions(n[1]))) {
+                        // SAFETY: callers have the feature.
+                        lines.push(unsafe { codes::nibbles_of_numbers(n, &all) });
+                        continue;
+                    }
+                }
+                let mut bytes = [_mm512_setzero_si512(); 4];
+                for (p, (bytes, x)) in bytes.iter_mut().zip(x).enumerate() {
+                    *bytes = if !can_be_fixed::<UNIT, KIND, BITS>() {
+                        any_piece::<UNIT, KIND>(load(x), blocks(p), params, &all)
+                    } else if fixed
+                        && let n = numbers(p)
+                        && codes::certain(codes::least_fractions(n))
+                    {
+                        codes::bytes_of_numbers::<KIND>(n, &all)
                     } else {
-                        *bytes = any_piece::<UNIT, KIND>(x, blocks_of::<KEPT>(p, shift), params, &all);
-                    }
+                        uncertain += 1;
+                        exact_piece::<UNIT, KIND>(x, blocks(p), params, &all)
+                    };
                 }
                 match BITS {
                     8 => lines.push(codes::in_order(bytes[0])),
@@ -278,9 +325,13 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
     (_mm512_reduce_max_epu32(largest) < ops::INFINITE).then_some(done * rows.tile)
 }
 
-/// Whether [`codes::fixed`] knows such codes.
+/// Whether [`codes::numbers`] knows such codes.
 const fn can_be_fixed<const UNIT: u8, const KIND: u8, const BITS: u32>() -> bool {
-    UNIT == QUOTIENT && (KIND == SIGNED || KIND == UNSIGNED || (KIND == FLOAT && BITS == 4))
+    match KIND {
+        FLOAT => BITS == 4 && UNIT != KEEP,
+        SIGNED | UNSIGNED => UNIT == QUOTIENT,
+        _ => false,
+    }
 }
 
 /// Which block of a tile each vector of a piece belongs to; a block of several pieces has two to the `shift`.
@@ -316,8 +367,16 @@ fn any_piece<const UNIT: u8, const KIND: u8>(
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn exact_piece<const KIND: u8>(x: &Piece, blocks: [usize; 4], params: &Params, all: &Constants) -> __m512i {
-    any_piece::<DIVIDE, KIND>(load(x), blocks, params, all)
+fn exact_piece<const UNIT: u8, const KIND: u8>(
+    x: &Piece,
+    blocks: [usize; 4],
+    params: &Params,
+    all: &Constants,
+) -> __m512i {
+    match UNIT {
+        QUOTIENT => any_piece::<DIVIDE, KIND>(load(x), blocks, params, all),
+        _ => any_piece::<UNIT, KIND>(load(x), blocks, params, all),
+    }
 }
 
 #[cfg(test)]
@@ -335,6 +394,49 @@ mod tests {
         let mut sections = [layout.code_bytes(), layout.scale_bytes(), layout.zero_bytes()].map(|len| vec![0; len]);
         let [codes, scales, zeros] = &mut sections;
         Isa::Avx512.backend().encode_tiles(&plan, &mut Fitted::NEW.clone(), &x, codes, scales, zeros)
+    }
+
+    /// Codes are made with and without instructions that permute bytes; other tests see one of the two.
+    #[test]
+    fn nibbles_do_not_depend_on_how_bytes_are_permuted() {
+        if !(Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vbmi")) {
+            eprintln!("skipped: the CPU lacks AVX-512 or VBMI");
+            return;
+        }
+        let mut state = 1_u32;
+        let mut x: Vec<f32> = (0..16 * TILE)
+            .map(|i| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let spread = if i % 97 == 0 { 8.0 } else { 1.0 };
+                spread * (f32::from((state >> 16) as u16) / 32768.0 - 1.0)
+            })
+            .collect();
+        // Quotients on thresholds, and zeros.
+        x[3 * TILE..4 * TILE].iter_mut().zip(0_u16..).for_each(|(x, i)| *x = f32::from(i % 29) / 4.0 - 3.0);
+        for name in
+            ["int4-g32", "int4-g128", "int4-asym-g32", "int4-asym-g128", "nvfp4", "nvint4", "mxfp4", "fp4-e2m1-g16"]
+        {
+            let format: Format = name.parse().expect("the format has a name");
+            let grid = FormatGrid::new(format, 8.0).unwrap();
+            let layout = Layout::new(format, &[1, x.len()]).unwrap();
+            let plan = RowEncoder::new(&grid, &layout).expect("kernels encode the format");
+            let Kind::Small(element) = &plan.element else { panic!("{name} is small") };
+            let [by_words, by_bytes] = [false, true].map(|vbmi| {
+                let mut sections = [layout.code_bytes(), layout.scale_bytes(), layout.zero_bytes()].map(|n| vec![0; n]);
+                let [codes, scales, zeros] = &mut sections;
+                let mut fitted = Fitted::NEW.clone();
+                let rows = Rows::new(&plan, &x, scales, zeros);
+                let coder = coder(&plan, element, vbmi).expect("there is a loop");
+                // SAFETY: the features were looked for.
+                let done = unsafe {
+                    let fitting = Fitting::new(&plan, &mut fitted, &rows);
+                    coder(&codes::constants(element, plan.positive_zero), fitting, Lines::new(codes, false), rows)
+                };
+                assert_eq!(done, Some(x.len()), "{name}");
+                sections
+            });
+            assert_eq!(by_words, by_bytes, "{name}");
+        }
     }
 
     #[test]
