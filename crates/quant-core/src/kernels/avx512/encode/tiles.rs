@@ -256,24 +256,26 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
             }
             for (at, (x, next)) in x.chunks_exact(step).zip(next.chunks_exact(step)).enumerate() {
                 let first = part_pieces * part + step * at;
-                for (p, (x, next)) in x.iter().zip(next).enumerate() {
-                    for line in x.as_chunks::<16>().0 {
+                let mut look_ahead = |p: usize| {
+                    for line in x[p].as_chunks::<16>().0 {
                         prefetch(line, ahead);
                     }
                     if UNIT == KEEP {
-                        for x in load(x) {
+                        for x in load(&x[p]) {
                             largest = _mm512_max_epu32(largest, magnitude(x));
                         }
                     } else {
-                        fitting.extremes.take::<KIND, KEPT>(first + p, next);
+                        fitting.extremes.take::<KIND, KEPT>(first + p, &next[p]);
                     }
-                }
+                };
                 let blocks = |p: usize| blocks_of::<KEPT>(first + p, shift);
                 let numbers = |p: usize| {
                     let of = |params: &[f32; BLOCKS]| blocks(p).map(|i| _mm512_set1_ps(params[i]));
                     codes::numbers::<KIND, BITS>(load(&x[p]), of(&params.high), of(&params.zeros), &all)
                 };
                 if BY_BYTES && fixed {
+                    look_ahead(0);
+                    look_ahead(1);
                     let n = [numbers(0), numbers(1)];
                     if codes::certain(_mm512_min_epu16(codes::least_fractions(n[0]), codes::least_fractions(n[1]))) {
                         // SAFETY: callers have the feature.
@@ -283,6 +285,9 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
                 }
                 let mut bytes = [_mm512_setzero_si512(); 4];
                 for (p, (bytes, x)) in bytes.iter_mut().zip(x).enumerate() {
+                    if !(BY_BYTES && fixed) {
+                        look_ahead(p);
+                    }
                     *bytes = if !can_be_fixed::<UNIT, KIND, BITS>() {
                         any_piece::<UNIT, KIND>(load(x), blocks(p), params, &all)
                     } else if fixed
