@@ -51,12 +51,15 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
             groups.extend((0..plan.blocks).map(|block| (item, block, (head * plan.blocks + block) * RUN)));
         }
     }
+    // Of each group of sixteen; what is left of those before matters to no group.
+    let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
+    let mut largest = [_mm512_setzero_ps(); LANES];
+    let mut parts = [_mm512_setzero_ps(); LANES];
+    let mut pairs = [[_mm512_setzero_si512(); LANES]; 2];
     for (sixteen, groups) in groups.chunks(plan.items() * plan.blocks).enumerate() {
-        let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
-        let (mut largest, mut mass) = ([_mm512_setzero_ps(); LANES], [_mm512_setzero_ps(); LANES]);
-        let mut parts = [_mm512_setzero_ps(); LANES];
         for (index, &(item, _, place)) in groups.iter().enumerate() {
             let own = &weights.values[item * weights.stride..][..weights.count];
+            let mut part = _mm512_setzero_ps();
             for (at, product) in products[index].iter_mut().enumerate() {
                 let (from, mask) = (at * LANES, masks[at]);
                 // SAFETY: the mask names weights that there are, and as many scales and zero points.
@@ -67,12 +70,13 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
                     if !weights.zeros.is_empty() {
                         let zeros = &weights.zeros[place..place + RUN];
                         let zeros = _mm512_maskz_loadu_ps(mask, zeros.as_ptr().add(from));
-                        parts[index] = _mm512_fmadd_ps(own, zeros, parts[index]);
+                        part = _mm512_fmadd_ps(own, zeros, part);
                     }
                 }
-                largest[index] = _mm512_max_ps(largest[index], _mm512_abs_ps(*product));
-                mass[index] = _mm512_add_ps(mass[index], *product);
             }
+            let [a, b, c, d] = products[index].map(|product| _mm512_abs_ps(product));
+            largest[index] = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+            parts[index] = part;
         }
         let largest = combine_each(&largest, |a, b| _mm512_max_ps(a, b));
         // A step whose reciprocal is not finite belongs to weights that are nothing.
@@ -82,14 +86,15 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
         store(_mm512_maskz_mov_ps(enough, step), steps);
         let mut inverses = [0.0_f32; LANES];
         store(_mm512_maskz_div_ps(enough, _mm512_set1_ps(1.0), step), &mut inverses);
-        let mut pairs = [[_mm512_setzero_si512(); LANES]; 2];
         for index in 0..groups.len() {
             let inverse = _mm512_set1_ps(inverses[index]);
             let n = products[index].map(|product| _mm512_cvtps_epi32(_mm512_mul_ps(product, inverse)));
             [pairs[0][index], pairs[1][index]] = split_pairs(n);
             let total = _mm512_add_epi32(_mm512_add_epi32(n[0], n[1]), _mm512_add_epi32(n[2], n[3]));
-            let lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(steps[index]), mass[index]);
-            parts[index] = _mm512_fmadd_ps(mass[index], _mm512_set1_ps(least), parts[index]);
+            let [a, b, c, d] = products[index];
+            let mass = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+            let lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(steps[index]), mass);
+            parts[index] = _mm512_fmadd_ps(mass, _mm512_set1_ps(least), parts[index]);
             parts[index] = _mm512_fmadd_ps(lost, _mm512_set1_ps(middle), parts[index]);
         }
         let mut sums = [0.0_f32; LANES];
