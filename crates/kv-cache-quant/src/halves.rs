@@ -39,18 +39,19 @@ pub(crate) fn read(bytes: &[u8], out: &mut [f32]) {
     read_bits(bytes, out);
 }
 
-/// What [`write`] and [`read`] make of values.
-pub(crate) fn round(values: &[f32], out: &mut [f32]) {
+/// Appends what [`write`] and [`read`] make of values.
+pub(crate) fn push_rounded(values: &[f32], out: &mut Vec<f32>) {
     #[cfg(target_arch = "x86_64")]
     if avx512::is_current() {
         // SAFETY: the processor has the instructions.
-        return unsafe { avx512::round(values, out) };
+        return unsafe { avx512::push_rounded(values, out) };
     }
     let mut bytes = [0; 2 * STRIP];
-    for (values, out) in values.chunks(STRIP).zip(out.chunks_mut(STRIP)) {
-        let bytes = &mut bytes[..2 * values.len()];
+    for values in values.chunks(STRIP) {
+        let (bytes, first) = (&mut bytes[..2 * values.len()], out.len());
         write(values, bytes);
-        read_bits(bytes, out);
+        out.resize(first + values.len(), 0.0);
+        read_bits(bytes, &mut out[first..]);
     }
 }
 
@@ -118,17 +119,22 @@ mod avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) fn round(values: &[f32], out: &mut [f32]) {
+    pub(super) fn push_rounded(values: &[f32], out: &mut Vec<f32>) {
+        out.reserve(values.len());
         let (whole, rest) = values.as_chunks::<16>();
-        let (whole_out, rest_out) = out.as_chunks_mut::<16>();
-        // SAFETY: as above.
+        let (whole_out, rest_out) = out.spare_capacity_mut().as_chunks_mut::<16>();
+        // The rest of the last vector may lie among whole vectors of the room.
+        let (whole_out, last) = whole_out.split_at_mut(whole.len());
+        let rest_out = if last.is_empty() { rest_out.as_mut_ptr() } else { last.as_mut_ptr().cast() };
+        // SAFETY: as above; there is room for all values, and all of it is written.
         unsafe {
             for (x, out) in whole.iter().zip(whole_out) {
-                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(halves(_mm512_loadu_ps(x.as_ptr()))));
+                _mm512_storeu_ps(out.as_mut_ptr().cast(), _mm512_cvtph_ps(halves(_mm512_loadu_ps(x.as_ptr()))));
             }
-            let lanes = lanes(rest.len().min(rest_out.len()));
+            let lanes = lanes(rest.len());
             let x = _mm512_maskz_loadu_ps(lanes, rest.as_ptr());
-            _mm512_mask_storeu_ps(rest_out.as_mut_ptr(), lanes, _mm512_cvtph_ps(halves(x)));
+            _mm512_mask_storeu_ps(rest_out.cast(), lanes, _mm512_cvtph_ps(halves(x)));
+            out.set_len(out.len() + values.len());
         }
     }
 }
@@ -167,11 +173,15 @@ mod tests {
         let expected: Vec<u16> = values.iter().map(|x| f16::from_f32(*x).to_bits()).collect();
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for len in (0..40).chain([values.len()]) {
-                let (mut bytes, mut rounded) = (vec![0; 2 * len], vec![0.0; len]);
+                let (mut bytes, mut rounded) = (vec![0; 2 * len], Vec::new());
                 with_isa(isa, || {
                     write(&values[..len], &mut bytes);
-                    round(&values[..len], &mut rounded);
+                    // In two parts, the second behind what is there.
+                    let (first, second) = values[..len].split_at(len / 3);
+                    push_rounded(first, &mut rounded);
+                    push_rounded(second, &mut rounded);
                 });
+                assert_eq!(rounded.len(), len);
                 for ((bits, bytes), rounded) in expected.iter().zip(bytes.as_chunks().0).zip(rounded) {
                     assert_eq!(u16::from_le_bytes(*bytes), *bits, "{isa:?}");
                     assert_eq!(rounded.to_bits(), f16::from_bits(*bits).to_f32().to_bits(), "{isa:?}");

@@ -71,12 +71,12 @@ impl FullPrecision {
         }
     }
 
-    /// What storing elements and reading them back makes of them.
-    pub(crate) fn round(self, values: &[f32], out: &mut [f32]) {
+    /// Appends what storing elements and reading them back makes of them.
+    pub(crate) fn push_rounded(self, values: &[f32], out: &mut Vec<f32>) {
         match self {
-            Self::F32 => out.copy_from_slice(values),
-            Self::F16 => halves::round(values, out),
-            Self::Bf16 => values.iter().zip(out).for_each(|(x, o)| *o = bf16::from_f32(*x).to_f32()),
+            Self::F32 => out.extend_from_slice(values),
+            Self::F16 => halves::push_rounded(values, out),
+            Self::Bf16 => out.extend(values.iter().map(|x| bf16::from_f32(*x).to_f32())),
         }
     }
 

@@ -148,12 +148,14 @@ impl Side {
         let (unit, width) = (self.codec.unit(), self.codec.width());
         let (live, stage) = (self.ring.live(), self.stage(stage));
         let seal_unit = |rows: &mut Vec<f32>, index: usize, out: &mut [u8]| {
-            rows.resize(unit * width, 0.0);
-            for (at, row) in (index * unit..).zip(rows.chunks_exact_mut(width)) {
+            rows.clear();
+            for at in index * unit..(index + 1) * unit {
                 if at < live {
-                    self.ring.read_live(at, row);
+                    let first = rows.len();
+                    rows.resize(first + width, 0.0);
+                    self.ring.read_live(at, &mut rows[first..]);
                 } else {
-                    self.policy.precision.round(&new[(at - live) * width..][..width], row);
+                    self.policy.precision.push_rounded(&new[(at - live) * width..][..width], rows);
                 }
             }
             self.codec.seal(rows, stage, out)
