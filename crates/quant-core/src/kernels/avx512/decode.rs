@@ -118,7 +118,7 @@ fn decode_by<const STREAM: bool>(strip: &Strip<'_>, out: &mut [f32]) -> bool {
         return false;
     }
     let bits = in_bits(strip);
-    match (strip.source, strip.finish) {
+    let seen = match (strip.source, strip.finish) {
         (Source::Nibbles(table), finish) => {
             let all = Constants::of_table(table);
             match finish {
@@ -131,9 +131,9 @@ fn decode_by<const STREAM: bool>(strip: &Strip<'_>, out: &mut [f32]) -> bool {
             // The product with a power of two is exact, whichever comes first.
             let all = Constants::of_integers(factor, strip.bits);
             if bits {
-                walk::<SIGNED_BITS, SCALE, STREAM>(strip, all, out);
+                walk::<SIGNED_BITS, SCALE, STREAM>(strip, all, out)
             } else {
-                walk::<SIGNED, SCALE, STREAM>(strip, all, out);
+                walk::<SIGNED, SCALE, STREAM>(strip, all, out)
             }
         }
         (Source::Unsigned, finish) => {
@@ -149,46 +149,39 @@ fn decode_by<const STREAM: bool>(strip: &Strip<'_>, out: &mut [f32]) -> bool {
             let scales = &strip.scales[..out.len().div_ceil(strip.group)];
             let moderate = scales.iter().fold(true, |all, &scale| all & (scale.abs() <= MODERATE));
             let no_specials = kind.max_code + 1 == 1 << kind.sign;
-            if kind.shift < 13 || !moderate || !(no_specials || (!bits && !has_specials8(strip.codes, kind))) {
+            if kind.shift < 13 || !moderate || !(no_specials || (!bits && !has_specials(strip.codes, kind))) {
                 return false;
             }
             let all = Constants::of_floats(kind, strip.bits);
             if bits {
-                walk::<FLOAT_BITS, SCALE, STREAM>(strip, all, out);
+                walk::<FLOAT_BITS, SCALE, STREAM>(strip, all, out)
             } else {
-                walk::<FLOAT, SCALE, STREAM>(strip, all, out);
+                walk::<FLOAT, SCALE, STREAM>(strip, all, out)
             }
         }
         (&Source::Float16(kind), _) => {
-            if has_specials16(strip.codes, kind) {
-                return false;
-            }
             let all = Constants::of_table(&[0.0; 16]);
             if kind.shift == 13 {
-                walk::<HALF, PLAIN, STREAM>(strip, all, out);
+                walk::<HALF, PLAIN, STREAM>(strip, all, out)
             } else {
-                walk::<BRAIN, PLAIN, STREAM>(strip, all, out);
+                walk::<BRAIN, PLAIN, STREAM>(strip, all, out)
             }
         }
+    };
+    match strip.source {
+        Source::Float16(kind) => _mm512_reduce_max_epu32(_mm512_cvtepu16_epi32(seen)) <= kind.max_code,
+        _ => true,
     }
-    true
 }
 
-/// Whether a code is NaN or infinite.
+/// Whether a code of a byte is NaN or infinite. Codes are looked through before, as that takes less time than in the same loop;
+/// with two bytes a code it takes more.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 #[expect(clippy::cast_possible_truncation, reason = "codes of bytes")]
-fn has_specials8(codes: &[u8], kind: SmallFloat) -> bool {
+fn has_specials(codes: &[u8], kind: SmallFloat) -> bool {
     let magnitude = (1_u8 << kind.sign) - 1;
     codes.iter().fold(0, |most, &code| most.max(code & magnitude)) > kind.max_code as u8
-}
-
-/// The same for two bytes a code.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn has_specials16(codes: &[u8], kind: SmallFloat) -> bool {
-    let magnitudes = codes.as_chunks::<2>().0.iter().map(|&code| u16::from_le_bytes(code) & 0x7fff);
-    u32::from(magnitudes.fold(0, u16::max)) > kind.max_code
 }
 
 /// Stores as many values as `to` has room for, which is fewer than 16.
@@ -275,11 +268,16 @@ impl Constants {
 #[repr(align(64))]
 struct InLines([f32; VECTORS]);
 
-/// Decodes vectors of 16 codes. Past the caches, later codes are asked for meanwhile, so that they are near when they are
-/// looked through; otherwise the lines that are written, as a store waits for its line.
+/// Decodes vectors of 16 codes. Past the caches, later codes are asked for meanwhile; otherwise the lines that are written, as a
+/// store waits for its line. Of codes of two bytes, returns the largest magnitudes: what was written is of use only where these
+/// are finite.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_>, all: Constants, out: &mut [f32]) {
+fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(
+    strip: &Strip<'_>,
+    all: Constants,
+    out: &mut [f32],
+) -> __m256i {
     let count = out.len().div_ceil(16);
     let (mut scales, mut zeros) = (InLines([0.0; VECTORS]), InLines([0.0; VECTORS]));
     if FINISH != PLAIN {
@@ -288,7 +286,11 @@ fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_
     if matches!(FINISH, OFFSET | AFFINE) {
         spread(strip.zeros, strip.group, 1.0, count, &mut zeros.0);
     }
-    let value = |codes: &[u8], scale: f32, zero: f32| {
+    let mut most = _mm256_setzero_si256();
+    let mut value = |codes: &[u8], scale: f32, zero: f32| {
+        if matches!(SOURCE, HALF | BRAIN) {
+            most = _mm256_max_epu16(most, _mm256_and_si256(load32(codes), _mm256_set1_epi16(i16::MAX)));
+        }
         finish::<FINISH>(source::<SOURCE>(codes, all), _mm512_set1_ps(scale), _mm512_set1_ps(zero))
     };
     // Of 16 codes.
@@ -322,6 +324,14 @@ fn walk<const SOURCE: u8, const FINISH: u8, const STREAM: bool>(strip: &Strip<'_
             store_first(tail, value(&padded[..bytes], scales.0[last], zeros.0[last]));
         }
     }
+    most
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn load32(codes: &[u8]) -> __m256i {
+    // SAFETY: the slice is checked to hold 32 bytes.
+    unsafe { _mm256_loadu_si256(codes[..32].as_ptr().cast()) }
 }
 
 #[inline]
@@ -341,8 +351,6 @@ fn finish<const FINISH: u8>(v: __m512, scale: __m512, zero: __m512) -> __m512 {
 fn source<const SOURCE: u8>(codes: &[u8], all: Constants) -> __m512 {
     // SAFETY: the slice is checked to hold what is read.
     let load16 = || unsafe { _mm_loadu_si128(codes[..16].as_ptr().cast()) };
-    // SAFETY: as above.
-    let load32 = || unsafe { _mm256_loadu_si256(codes[..32].as_ptr().cast()) };
     // Each code of a stream of bits at the top of a word.
     let at_top = || {
         // SAFETY: as many bytes are read as there are, at most 14.
@@ -366,8 +374,8 @@ fn source<const SOURCE: u8>(codes: &[u8], all: Constants) -> __m512 {
             let half = _mm256_sll_epi16(_mm256_cvtepi8_epi16(load16()), all.shift);
             _mm512_cvtph_ps(_mm256_and_si256(half, all.kept))
         }
-        HALF => _mm512_cvtph_ps(load32()),
-        BRAIN => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32()))),
+        HALF => _mm512_cvtph_ps(load32(codes)),
+        BRAIN => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32(codes)))),
         SIGNED_BITS => _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_sra_epi16(at_top(), all.from_top))),
         UNSIGNED_BITS => _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_srl_epi16(at_top(), all.from_top))),
         // As above: copies of the sign are cleared, and what followed the code.
