@@ -507,6 +507,9 @@ pub(super) const POWER_REACH: f32 = 512.0;
 /// Values are at most so many scales of two levels large where scales are rounded by a sixteenth at most, or more but not far.
 pub(super) const NESTED_REACHES: [f32; 2] = [7.5, 4096.0];
 
+/// Magnitudes below have no finite reciprocal.
+pub(super) const LEAST_MAGNITUDE: f32 = 1e-38;
+
 /// From here on scales are normal numbers of all types they are stored in.
 pub(super) const LEAST_NORMAL: f32 = 6.103_515_6e-5;
 
@@ -530,7 +533,7 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
         Fit::Magnitude => {
             let stored = store_floats(plan.store, scales, out);
             for scale in scales {
-                *scale = 1.0 / fmax(*scale, 1e-38);
+                *scale = 1.0 / fmax(*scale, LEAST_MAGNITUDE);
             }
             stored
         }

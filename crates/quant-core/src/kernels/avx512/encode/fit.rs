@@ -8,7 +8,6 @@ use super::extremes::{Extremes, flip};
 use super::tiles::{BLOCKS, Rows, TILE};
 use crate::IntRule;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// What divides or multiplies the values of the blocks of a tile, in whole lines as `Fitted`.
 #[repr(align(64))]
@@ -48,6 +47,8 @@ enum Rule<'a> {
     Nested(&'a Nested),
     /// Largest magnitudes, or widths of ranges, divided.
     Float(Float),
+    /// Largest magnitudes themselves, stored as f16 or else as f32; values are multiplied with their reciprocals.
+    Magnitude { f16: bool },
     /// As the plain kernels say.
     Plain,
 }
@@ -100,6 +101,7 @@ impl<'a> Fitting<'a> {
             Fit::Nested(nested) => Rule::Nested(nested),
             &Fit::Amax { divisor, least } if f16 || plan.store == Store::F32 => float(divisor, least, f16),
             &Fit::Asymmetric { rule: IntRule::Asymmetric, levels } if f16 => float(levels, 0.0, f16),
+            Fit::Magnitude if f16 || plan.store == Store::F32 => Rule::Magnitude { f16 },
             _ => Rule::Plain,
         };
         let divisor = match (plan.unit, &plan.element) {
@@ -136,18 +138,17 @@ impl<'a> Fitting<'a> {
                 self.extremes.take_block::<KIND>(rows.tile / 64, i % rows.per_block == 0);
             }
             if i + 1 == rows.per_block {
-                self.fit::<KIND>(0..KEPT, rows, 0, params)?;
+                self.fit::<KIND, KEPT>(rows, 0, params)?;
             }
         }
         Some(self.possible)
     }
 
-    /// Fits some sixteens of the blocks of a tile whose first is number `first`, or all if there are fewer; `None` when the
-    /// reference must decide. Called cold, so that the loop around it keeps its registers.
+    /// Fits the blocks of a tile, `KEPT` sixteens or fewer blocks than one, from the `first` on; `None` when the reference must
+    /// decide. Called cold, so that the loop around it keeps its registers.
     #[cold]
-    pub(super) fn fit<const KIND: u8>(
+    pub(super) fn fit<const KIND: u8, const KEPT: usize>(
         &mut self,
-        sixteens: Range<usize>,
         rows: &mut Rows<'_>,
         first: usize,
         params: &mut Params,
@@ -155,9 +156,9 @@ impl<'a> Fitting<'a> {
         // SAFETY: this is called by functions with the features.
         unsafe {
             if KIND == UNSIGNED {
-                self.fit_ranges(sixteens, rows, first, params)
+                self.fit_ranges(KEPT, rows, first, params)
             } else {
-                self.fit_magnitudes(sixteens, rows, first, params)
+                self.fit_magnitudes(KEPT, rows, first, params)
             }
         }
     }
@@ -166,12 +167,12 @@ impl<'a> Fitting<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     fn fit_magnitudes(
         &mut self,
-        sixteens: Range<usize>,
+        sixteens: usize,
         rows: &mut Rows<'_>,
         first: usize,
         params: &mut Params,
     ) -> Option<()> {
-        for i in sixteens {
+        for i in 0..sixteens {
             let bits = self.extremes.magnitudes(i);
             if _mm512_cmpge_epu32_mask(bits, _mm512_set1_epi32(ops::INFINITE.cast_signed())) != 0 {
                 return None;
@@ -182,6 +183,12 @@ impl<'a> Fitting<'a> {
                 Rule::Power(power) => powers(amax, power, out),
                 Rule::Nested(nested) => nested_scales(amax, nested, self.plan.unit == Unit::Divide, out)?,
                 Rule::Float(float) => floats(_mm512_max_ps(amax, _mm512_set1_ps(float.least)), float, out)?,
+                Rule::Magnitude { f16 } => {
+                    let one = _mm512_set1_ps(1.0);
+                    let scale = store_scales(amax, f16, out)?;
+                    let scale = _mm512_div_ps(one, _mm512_max_ps(scale, _mm512_set1_ps(plain::LEAST_MAGNITUDE)));
+                    Scales { scale, zero: _mm512_setzero_ps(), reach: 1.0 }
+                }
                 Rule::Plain => self.plainly(amax, _mm512_setzero_ps(), out)?,
             };
             self.give(scales, 16 * i, params);
@@ -191,14 +198,8 @@ impl<'a> Fitting<'a> {
 
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-    fn fit_ranges(
-        &mut self,
-        sixteens: Range<usize>,
-        rows: &mut Rows<'_>,
-        first: usize,
-        params: &mut Params,
-    ) -> Option<()> {
-        for i in sixteens {
+    fn fit_ranges(&mut self, sixteens: usize, rows: &mut Rows<'_>, first: usize, params: &mut Params) -> Option<()> {
+        for i in 0..sixteens {
             // The ends of ranges with zero.
             let ([bits, flipped], zero) = (self.extremes.ranges(i), _mm512_setzero_si512());
             let low = _mm512_castsi512_ps(_mm512_min_epi32(bits, zero));
@@ -321,20 +322,27 @@ fn floats(amax: __m512, Float { divisor, f16, reach, .. }: Float, out: &mut [u8]
     let quotient = _mm512_max_ps(quotient, _mm512_set1_ps(f32::from_bits(1)));
     let zero = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(amax, _mm512_setzero_ps());
     let scale = _mm512_mask_mov_ps(quotient, zero, _mm512_set1_ps(1.0));
-    let scale = if f16 {
-        if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(scale, _mm512_set1_ps(65504.0)) != 0 {
-            return None;
-        }
-        let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scale);
-        let half = _mm256_max_epu16(half, _mm256_set1_epi16(1));
-        store(out, _mm512_castsi256_si512(half));
-        _mm512_cvtph_ps(half)
-    } else {
-        store(out, _mm512_castps_si512(scale));
-        scale
-    };
+    let scale = store_scales(scale, f16, out)?;
     let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(scale, _mm512_set1_ps(plain::LEAST_NORMAL)) != 0;
     Some(Scales { scale, zero: _mm512_setzero_ps(), reach: reach[usize::from(below)] })
+}
+
+/// Stores scales as f16, of which only zero becomes zero, or as f32; returns what was stored, `None` where one is too large.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+fn store_scales(scale: __m512, f16: bool, out: &mut [u8]) -> Option<__m512> {
+    if !f16 {
+        store(out, _mm512_castps_si512(scale));
+        return Some(scale);
+    }
+    if _mm512_cmp_ps_mask::<_CMP_GT_OQ>(scale, _mm512_set1_ps(65504.0)) != 0 {
+        return None;
+    }
+    let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scale);
+    let some = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(scale, _mm512_setzero_ps());
+    let half = _mm256_mask_max_epu16(half, some, half, _mm256_set1_epi16(1));
+    store(out, _mm512_castsi256_si512(half));
+    Some(_mm512_cvtph_ps(half))
 }
 
 /// Powers of two, as `fit_amax` of the plain kernels.

@@ -1,8 +1,8 @@
 //! Rows of whole tiles in one pass.
 //!
 //! While the codes of a tile are made, the extremes of a later one are found in the same loop, so that neither memory nor the
-//! core waits for the other. The scales of the blocks between them are computed meanwhile, those of 16 blocks at a time, before
-//! each part of the tile: so few instructions that the codes that follow are made while they wait for each other.
+//! core waits for the other. The scales of the blocks between them are computed before each tile, 16 at a time, in so few
+//! instructions that the codes that follow are made while those wait for each other.
 
 use super::super::super::RowEncoder;
 use super::super::super::encode::{Fitted, Kind};
@@ -23,8 +23,6 @@ const LEAST_TILE: usize = 512;
 pub(super) const PIECES: usize = TILE / 64;
 /// Blocks of a tile, at most.
 pub(super) const BLOCKS: usize = TILE / 16;
-/// Parts of a tile, at most; blocks are fitted before each.
-const PARTS: usize = 2;
 /// Bytes between the values whose extremes are found and those that are asked for.
 pub(super) const AHEAD: usize = 16 << 10;
 
@@ -226,9 +224,6 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
         4 => 2,
         _ => 4,
     };
-    // Parts of so many sixteens of blocks.
-    let sixteens = KEPT.div_ceil(PARTS).max(1);
-    let part_pieces = rows.tile / 64 / KEPT.div_ceil(sixteens).max(1);
     let shift = (fitting.extremes.group / 64).max(1).trailing_zeros();
     let mut turn = false;
     let mut largest = _mm512_setzero_si512();
@@ -250,64 +245,62 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
         let (params, next_params) = if turn { (&*b, a) } else { (&*a, b) };
         let fixed = can_be_fixed::<UNIT, KIND, BITS>() && params.fixed && exact_tiles == 0;
         let mut uncertain = 0;
-        for (part, (x, next)) in x.chunks_exact(part_pieces).zip(next.chunks_exact(part_pieces)).enumerate() {
-            if fits {
-                fitting.fit::<KIND>(part * sixteens..(part + 1) * sixteens, &mut rows, block, next_params)?;
+        if fits {
+            fitting.fit::<KIND, KEPT>(&mut rows, block, next_params)?;
+        }
+        for (at, (x, next)) in x.chunks_exact(step).zip(next.chunks_exact(step)).enumerate() {
+            let first = step * at;
+            let mut look_ahead = |p: usize| {
+                for line in x[p].as_chunks::<16>().0 {
+                    prefetch(line, ahead);
+                }
+                if UNIT == KEEP {
+                    for x in load(&x[p]) {
+                        largest = _mm512_max_epu32(largest, magnitude(x));
+                    }
+                } else {
+                    fitting.extremes.take::<KIND, KEPT>(first + p, &next[p]);
+                }
+            };
+            let blocks = |p: usize| blocks_of::<KEPT>(first + p, shift);
+            let numbers = |p: usize| {
+                let of = |params: &[f32; BLOCKS]| blocks(p).map(|i| _mm512_set1_ps(params[i]));
+                codes::numbers::<KIND, BITS>(load(&x[p]), of(&params.high), of(&params.zeros), &all)
+            };
+            if BY_BYTES && fixed {
+                look_ahead(0);
+                look_ahead(1);
+                let n = [numbers(0), numbers(1)];
+                if codes::certain(_mm512_min_epu16(codes::least_fractions(n[0]), codes::least_fractions(n[1]))) {
+                    // SAFETY: callers have the feature.
+                    lines.push(unsafe { codes::nibbles_of_numbers(n, &all) });
+                    continue;
+                }
             }
-            for (at, (x, next)) in x.chunks_exact(step).zip(next.chunks_exact(step)).enumerate() {
-                let first = part_pieces * part + step * at;
-                let mut look_ahead = |p: usize| {
-                    for line in x[p].as_chunks::<16>().0 {
-                        prefetch(line, ahead);
-                    }
-                    if UNIT == KEEP {
-                        for x in load(&x[p]) {
-                            largest = _mm512_max_epu32(largest, magnitude(x));
-                        }
-                    } else {
-                        fitting.extremes.take::<KIND, KEPT>(first + p, &next[p]);
-                    }
-                };
-                let blocks = |p: usize| blocks_of::<KEPT>(first + p, shift);
-                let numbers = |p: usize| {
-                    let of = |params: &[f32; BLOCKS]| blocks(p).map(|i| _mm512_set1_ps(params[i]));
-                    codes::numbers::<KIND, BITS>(load(&x[p]), of(&params.high), of(&params.zeros), &all)
-                };
-                if BY_BYTES && fixed {
-                    look_ahead(0);
-                    look_ahead(1);
-                    let n = [numbers(0), numbers(1)];
-                    if codes::certain(_mm512_min_epu16(codes::least_fractions(n[0]), codes::least_fractions(n[1]))) {
-                        // SAFETY: callers have the feature.
-                        lines.push(unsafe { codes::nibbles_of_numbers(n, &all) });
-                        continue;
-                    }
+            let mut bytes = [_mm512_setzero_si512(); 4];
+            for (p, (bytes, x)) in bytes.iter_mut().zip(x).enumerate() {
+                if !(BY_BYTES && fixed) {
+                    look_ahead(p);
                 }
-                let mut bytes = [_mm512_setzero_si512(); 4];
-                for (p, (bytes, x)) in bytes.iter_mut().zip(x).enumerate() {
-                    if !(BY_BYTES && fixed) {
-                        look_ahead(p);
-                    }
-                    *bytes = if !can_be_fixed::<UNIT, KIND, BITS>() {
-                        any_piece::<UNIT, KIND>(load(x), blocks(p), params, &all)
-                    } else if fixed
-                        && let n = numbers(p)
-                        && codes::certain(codes::least_fractions(n))
-                    {
-                        codes::bytes_of_numbers::<KIND>(n, &all)
-                    } else {
-                        uncertain += 1;
-                        exact_piece::<UNIT, KIND>(x, blocks(p), params, &all)
-                    };
-                }
-                match BITS {
-                    8 => lines.push(codes::in_order(bytes[0])),
-                    4 => lines.push(codes::nibbles_of_quarters::<KIND>(bytes[0], bytes[1])),
-                    _ => {
-                        let sixes = bytes.map(|bytes| codes::sixes(codes::in_order(bytes)));
-                        for i in 0..3 {
-                            lines.push(_mm512_permutex2var_epi32(sixes[i], codes::quarters(i), sixes[i + 1]));
-                        }
+                *bytes = if !can_be_fixed::<UNIT, KIND, BITS>() {
+                    any_piece::<UNIT, KIND>(load(x), blocks(p), params, &all)
+                } else if fixed
+                    && let n = numbers(p)
+                    && codes::certain(codes::least_fractions(n))
+                {
+                    codes::bytes_of_numbers::<KIND>(n, &all)
+                } else {
+                    uncertain += 1;
+                    exact_piece::<UNIT, KIND>(x, blocks(p), params, &all)
+                };
+            }
+            match BITS {
+                8 => lines.push(codes::in_order(bytes[0])),
+                4 => lines.push(codes::nibbles_of_quarters::<KIND>(bytes[0], bytes[1])),
+                _ => {
+                    let sixes = bytes.map(|bytes| codes::sixes(codes::in_order(bytes)));
+                    for i in 0..3 {
+                        lines.push(_mm512_permutex2var_epi32(sixes[i], codes::quarters(i), sixes[i + 1]));
                     }
                 }
             }
