@@ -82,6 +82,8 @@ pub(super) struct Nested {
     pub(super) kind: SmallFloat,
     /// What a value is divided by or multiplied with, by code.
     pub(super) steps: [f32; 128],
+    /// Where the steps of all but zero are numbers of E4M3 times one: that.
+    pub(super) unit: Option<f32>,
 }
 
 /// How scales are stored.
@@ -426,7 +428,12 @@ impl Nested {
         // Where it underflows all becomes zeros with the sign of x, as dividing by infinity has it.
         let of_zero = if matches!(rule, NvRule::TorchAo | NvRule::TorchAoSingle) { 0.0 } else { f32::INFINITY };
         let steps = grid.of_scale_bytes(|params| if params.step == 0.0 { of_zero } else { params.step });
-        let one = Self { largest, second: 1.0, factor: 1.0, least: 0.0, of_zero: 0, instead_of_zero: 0, kind, steps };
+        let unit = steps[kind.encode(1.0) as usize % 128];
+        let products = (1..).zip(&steps[1..127]);
+        let is_unit = products.fold(true, |all, (code, &step)| all & (kind.decode_finite(code) * unit == step));
+        let unit = is_unit.then_some(unit);
+        let (least, of_zero, instead_of_zero) = (0.0, 0, 0);
+        let one = Self { largest, second: 1.0, factor: 1.0, least, of_zero, instead_of_zero, kind, steps, unit };
         let code = |scale: f32| kind.encode(scale);
         let nested = match rule {
             NvRule::Standard => Self { second, instead_of_zero: 1, ..one },
@@ -549,7 +556,7 @@ fn fit_amax(plan: &RowEncoder, scales: &mut [f32], reach: &mut f32, out: &mut [u
         }
         Fit::Nested(nested) => {
             // Copies: what is read in a condition would be gathered lane by lane.
-            let &Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, ref steps } = &**nested;
+            let &Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, ref steps, .. } = &**nested;
             let (mut lost, divides) = (0, plan.unit == Unit::Divide);
             let mut beyond = [0; 2];
             for (scale, byte) in scales.iter_mut().zip(out) {

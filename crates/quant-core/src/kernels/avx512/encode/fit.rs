@@ -367,7 +367,7 @@ fn powers(amax: __m512, power: &Power, out: &mut [u8]) -> Scales {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn nested_scales(amax: __m512, nested: &Nested, divides: bool, out: &mut [u8]) -> Option<Scales> {
     let number = |x: u32| _mm512_set1_epi32(x.cast_signed());
-    let Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, steps } = nested;
+    let Nested { largest, second, factor, least, of_zero, instead_of_zero, kind, steps, unit } = nested;
     let t = _mm512_div_ps(_mm512_div_ps(amax, _mm512_set1_ps(*largest)), _mm512_set1_ps(*second));
     let t = _mm512_mul_ps(t, _mm512_set1_ps(*factor));
     let zero = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(amax, _mm512_setzero_ps());
@@ -380,13 +380,21 @@ fn nested_scales(amax: __m512, nested: &Nested, divides: bool, out: &mut [u8]) -
     let binade = _mm512_max_epu32(_mm512_and_si512(t, number(0x7f80_0000)), normal);
     let magic = _mm512_add_epi32(binade, number(kind.shift << 23));
     let sum = _mm512_add_ps(_mm512_castsi512_ps(t), _mm512_castsi512_ps(magic));
+    let value = _mm512_sub_ps(sum, _mm512_castsi512_ps(magic));
     let rounded = _mm512_sub_epi32(_mm512_castps_si512(sum), magic);
     let first = _mm512_srl_epi32(_mm512_sub_epi32(binade, normal), _mm_cvtsi32_si128(kind.shift.cast_signed()));
     let code = _mm512_add_epi32(first, rounded);
-    let code = _mm512_mask_mov_epi32(code, _mm512_testn_epi32_mask(code, code), number(*instead_of_zero));
+    let none = _mm512_testn_epi32_mask(code, code);
+    let code = _mm512_mask_mov_epi32(code, none, number(*instead_of_zero));
     let code = _mm512_mask_mov_epi32(code, zero, number(*of_zero));
     store(out, _mm512_castsi128_si512(_mm512_cvtepi32_epi8(code)));
-    let step = lookup128(steps, code);
+    let step = match *unit {
+        Some(unit) => {
+            let step = _mm512_mul_ps(value, _mm512_set1_ps(unit));
+            _mm512_mask_mov_ps(step, none, _mm512_set1_ps(steps[*instead_of_zero as usize % 128]))
+        }
+        None => lookup128(steps, code),
+    };
     let (value, unit) = if divides { (amax, step) } else { (_mm512_mul_ps(amax, step), _mm512_set1_ps(1.0)) };
     let beyond = |limit| {
         let limit = _mm512_mul_ps(unit, _mm512_set1_ps(limit));
