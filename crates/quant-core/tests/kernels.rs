@@ -463,3 +463,39 @@ fn a_column_is_rounded_as_its_values_are() {
         }
     }
 }
+
+/// Codes of NaN and infinity come up once among many that are numbers, in outputs within the caches and beyond.
+#[test]
+fn codes_that_are_no_finite_numbers_are_decoded_as_the_reference_does() {
+    const COLUMNS: usize = 4096;
+    for (name, specials) in [
+        ("f16", &[0x7c00_u16, 0xfc00, 0x7c01, 0x7e00, 0xfe01, 0x7fff][..]),
+        ("bf16", &[0x7f80, 0xff80, 0x7f81, 0x7fc0, 0xffc1, 0x7fff]),
+        ("fp8-e4m3-cast", &[0x7f, 0xff]),
+        ("fp8-e5m2-cast", &[0x7c, 0xfd, 0x7f]),
+    ] {
+        let format: Format = name.parse().expect("the format has a name");
+        for rows in [3, 256] {
+            let bytes = format.code_bits() as usize / 8;
+            let mut codes: Vec<u8> = (0..rows * COLUMNS * bytes).map(|i| (i * 31 % 0x70) as u8).collect();
+            for (i, special) in specials.iter().enumerate() {
+                let at = (i * 3181 + 17) % (rows * COLUMNS) * bytes;
+                codes[at..at + bytes].copy_from_slice(&special.to_le_bytes()[..bytes]);
+            }
+            let packed = PackedTensor::from_sections(format, &[rows, COLUMNS], codes, vec![], vec![], vec![]).unwrap();
+            let bits = |isa| -> Vec<u32> {
+                let values = with_isa(isa, || packed.decode());
+                values.iter().map(|x| x.to_bits()).collect()
+            };
+            let expected = bits(Isa::Reference);
+            assert_eq!(
+                expected.iter().filter(|&&x| !f32::from_bits(x).is_finite()).count(),
+                specials.len(),
+                "{name}, {rows} rows"
+            );
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert!(bits(isa) == expected, "{name}, {rows} rows, {isa:?}");
+            }
+        }
+    }
+}
