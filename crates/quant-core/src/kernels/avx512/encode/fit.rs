@@ -145,24 +145,23 @@ impl<'a> Fitting<'a> {
     }
 
     /// Fits the blocks of a tile, `KEPT` sixteens or fewer blocks than one, from the `first` on; `None` when the reference must
-    /// decide. Called cold, so that the loop around it keeps its registers.
-    #[cold]
+    /// decide. What does it is cold, so that the loop around it keeps its registers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     pub(super) fn fit<const KIND: u8, const KEPT: usize>(
         &mut self,
         rows: &mut Rows<'_>,
         first: usize,
         params: &mut Params,
     ) -> Option<()> {
-        // SAFETY: this is called by functions with the features.
-        unsafe {
-            if KIND == UNSIGNED {
-                self.fit_ranges(KEPT, rows, first, params)
-            } else {
-                self.fit_magnitudes(KEPT, rows, first, params)
-            }
+        if KIND == UNSIGNED {
+            self.fit_ranges(KEPT, rows, first, params)
+        } else {
+            self.fit_magnitudes(KEPT, rows, first, params)
         }
     }
 
+    #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     fn fit_magnitudes(
@@ -174,7 +173,7 @@ impl<'a> Fitting<'a> {
     ) -> Option<()> {
         for i in 0..sixteens {
             let bits = self.extremes.magnitudes(i);
-            if _mm512_cmpge_epu32_mask(bits, _mm512_set1_epi32(ops::INFINITE.cast_signed())) != 0 {
+            if !finite(bits) {
                 return None;
             }
             let amax = _mm512_castsi512_ps(bits);
@@ -196,6 +195,7 @@ impl<'a> Fitting<'a> {
         Some(())
     }
 
+    #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
     fn fit_ranges(&mut self, sixteens: usize, rows: &mut Rows<'_>, first: usize, params: &mut Params) -> Option<()> {
@@ -204,7 +204,7 @@ impl<'a> Fitting<'a> {
             let ([bits, flipped], zero) = (self.extremes.ranges(i), _mm512_setzero_si512());
             let low = _mm512_castsi512_ps(_mm512_min_epi32(bits, zero));
             let high = _mm512_castsi512_ps(_mm512_max_epi32(flip(flipped), zero));
-            if !(finite(low) && finite(high)) {
+            if !finite(_mm512_max_epu32(magnitude(low), magnitude(high))) {
                 return None;
             }
             let (first, count) = (first + 16 * i, self.count.min(16));
@@ -286,8 +286,8 @@ fn store_sixteen(to: &mut [f32; BLOCKS], at: usize, v: __m512) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
-fn finite(x: __m512) -> bool {
-    _mm512_cmpge_epu32_mask(magnitude(x), _mm512_set1_epi32(ops::INFINITE.cast_signed())) == 0
+fn finite(magnitudes: __m512i) -> bool {
+    _mm512_cmpge_epu32_mask(magnitudes, _mm512_set1_epi32(ops::INFINITE.cast_signed())) == 0
 }
 
 /// Fills `out` with the first bytes of a vector.

@@ -244,7 +244,7 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
         let [a, b] = &mut params;
         let (params, next_params) = if turn { (&*b, a) } else { (&*a, b) };
         let fixed = can_be_fixed::<UNIT, KIND, BITS>() && params.fixed && exact_tiles == 0;
-        let mut uncertain = 0;
+        let mut uncertain = 0_usize;
         if fits {
             fitting.fit::<KIND, KEPT>(&mut rows, block, next_params)?;
         }
@@ -290,7 +290,7 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
                 {
                     codes::bytes_of_numbers::<KIND>(n, &all)
                 } else {
-                    uncertain += 1;
+                    uncertain += usize::from(fixed);
                     exact_piece::<UNIT, KIND>(x, blocks(p), params, &all)
                 };
             }
