@@ -263,7 +263,7 @@ impl RowEncoder {
 
     fn encode_row(&self, backend: &dyn Backend, x: &[f32], out: Sections<'_>, scratch: &mut Scratch) -> bool {
         out.zeros.fill(0);
-        scratch.fitted.reach = POWER_REACH;
+        scratch.fitted.reach = DEFAULT_REACH;
         if self.zero_bits == 0 {
             scratch.fitted.zeros.fill(0.0);
         }
@@ -508,8 +508,8 @@ pub(super) fn fit(plan: &RowEncoder, fitted: &mut Fitted, count: usize, out: &mu
     }
 }
 
-/// Values are fewer scales large where those are powers of two.
-pub(super) const POWER_REACH: f32 = 512.0;
+/// Values are fewer scales large where a rule says nothing else.
+const DEFAULT_REACH: f32 = 512.0;
 
 /// Values are at most so many scales of two levels large where scales are rounded by a sixteenth at most, or more but not far.
 pub(super) const NESTED_REACHES: [f32; 2] = [7.5, 4096.0];

@@ -311,7 +311,10 @@ pub(super) const FLOAT_REACH: f32 = 8.0_f32.next_down();
 pub(super) fn fixed_reach(element: &Element) -> f32 {
     match element {
         &Element::Int { low, high, .. } if low < 0.0 => {
-            if high < 64.0 {
+            if high < 8.0 {
+                // So far the tables of 4-bit codes go.
+                30.0
+            } else if high < 64.0 {
                 60.0
             } else {
                 240.0
@@ -343,7 +346,8 @@ pub(super) fn has_reciprocals(scale: __m512) -> bool {
     inside == u16::MAX
 }
 
-/// Quotients as fixed-point numbers, from products with [`near_reciprocals`].
+/// Quotients as fixed-point numbers, from products with [`near_reciprocals`]; or products with powers of two, which are exact, so
+/// that what follows holds the more.
 ///
 /// `x·high + point` has one in its low bits whose fraction is, after a shift, the low 16 bits, and what stands above them tells
 /// between which two thresholds of the element it lies. In units of the last place it differs by less than 1 from what the

@@ -180,7 +180,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// See [`go_through`].
+/// [`go_through`], compiled for the features that all processors with AVX-512 here have.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
 fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
     all: &Constants,
@@ -191,7 +191,7 @@ fn tiles<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
     go_through::<UNIT, KIND, BITS, KEPT, false>(all, fitting, lines, rows)
 }
 
-/// The same where instructions permute bytes (VBMI).
+/// The same, compiled for processors that permute bytes (VBMI) as well.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 fn tiles_by_bytes<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize>(
     all: &Constants,
