@@ -406,16 +406,17 @@ impl Power {
             let binade = f32::from_bits((emax + 128).cast_unsigned() << 23);
             Self { largest: None, bias: [bias; 2], emax, reach: binade.next_down() }
         };
-        let by_quotient = |bias| Self { largest: Some(largest), bias, emax: 0, reach: 2.0 * largest };
+        // A quotient may be rounded before it is looked at.
+        let by_quotient = |bias, reach: f32| Self { largest: Some(largest), bias, emax: 0, reach: reach.next_up() };
         match rule {
             ScaleRule::Floor => by_exponent(0),
             ScaleRule::Ceil => by_exponent(from(1)),
             ScaleRule::Even | ScaleRule::EvenCt => by_exponent(1 << (22 - mantissa)),
             // Below the normals the exponent grows from the middle of the fraction on.
-            ScaleRule::RCeil => by_quotient([from(1), from(0x40_0001)]),
-            ScaleRule::RFloor => by_quotient([0; 2]),
+            ScaleRule::RCeil => by_quotient([from(1), from(0x40_0001)], largest),
+            ScaleRule::RFloor => by_quotient([0; 2], 2.0 * largest),
             // The mantissas of √2, and of √2·2^-127 among the subnormals.
-            ScaleRule::RRound => by_quotient([from(0x35_04f4), from(0x5a_827a)]),
+            ScaleRule::RRound => by_quotient([from(0x35_04f4), from(0x5a_827a)], 2.0 * largest),
         }
     }
 }

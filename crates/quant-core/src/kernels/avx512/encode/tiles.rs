@@ -282,7 +282,8 @@ fn go_through<const UNIT: u8, const KIND: u8, const BITS: u32, const KEPT: usize
                 if !(BY_BYTES && fixed) {
                     look_ahead(p);
                 }
-                *bytes = if !can_be_fixed::<UNIT, KIND, BITS>() {
+                // Products may be out of reach under some rules for all tiles.
+                *bytes = if !can_be_fixed::<UNIT, KIND, BITS>() || (UNIT == MULTIPLY && !fixed) {
                     any_piece::<UNIT, KIND>(load(x), blocks(p), params, &all)
                 } else if fixed
                     && let n = numbers(p)
