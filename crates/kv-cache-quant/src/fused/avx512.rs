@@ -361,6 +361,9 @@ fn load_dense(plan: &Plan, row: &[u8], chunk: &Chunk, from: usize) -> __m512i {
     }
 }
 
+/// Rows that each vector of a query is loaded once for.
+const ABREAST: usize = 4;
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn dot_floats_of<const G: usize>(plan: &Plan, queries: &Queries, rows: &Rows<'_>, out: &mut [f32], stride: usize) {
     with_reader!(plan, dot_floats::<G>(plan, queries, rows, (out, stride)));
@@ -379,55 +382,93 @@ fn dot_floats<const G: usize, L, F>(
     L: Fn(&[u8], &Chunk, usize) -> __m512i,
     F: Fn(&[u8], __m512i, usize, usize) -> [__m512; MOST],
 {
-    let head_bytes = plan.rows.head_bytes();
-    let (vectors, _) = queries.values.as_chunks::<LANES>();
-    for first in (0..rows.count).step_by(LANES) {
-        let some = LANES.min(rows.count - first);
-        let mut parts = [[_mm512_setzero_ps(); LANES]; G];
-        for row in first..first + some {
-            prefetch(rows, row, 1);
-            let codes = &rows.codes[row * rows.stride..][..head_bytes];
-            let mut sums = [_mm512_setzero_ps(); G];
-            for chunk in &plan.chunks {
-                let mut sum = [_mm512_setzero_ps(); G];
-                let mut add = |x: __m512, queries: &[[f32; LANES]]| {
-                    for (sum, query) in sum.iter_mut().zip(queries) {
-                        *sum = _mm512_fmadd_ps(x, load_floats(query, 0), *sum);
-                    }
-                };
-                let (mut first, end) = (chunk.first, chunk.first + chunk.vectors);
-                while first < end {
-                    let words = load(codes, chunk, first - chunk.first);
-                    if first + 4 <= end {
-                        let x = get(codes, words, first, 4);
-                        let queries = &vectors[first * G..][..4 * G];
-                        (0..4).for_each(|index| add(x[index], &queries[index * G..][..G]));
-                        first += 4;
-                    } else {
-                        add(get(codes, words, first, 1)[0], &vectors[first * G..][..G]);
-                        first += 1;
-                    }
-                }
-                if rows.scales.is_empty() {
-                    (0..G).for_each(|g| sums[g] = _mm512_add_ps(sums[g], sum[g]));
-                } else {
-                    let scales = load_floats(rows.scales, row * rows.meta_stride);
-                    let scale = _mm512_permutexvar_ps(load_words(&chunk.blocks), scales);
-                    (0..G).for_each(|g| sums[g] = _mm512_fmadd_ps(sum[g], scale, sums[g]));
+    // Rows whose scores, of all members, are a vector.
+    let together = LANES / G;
+    for first in (0..rows.count).step_by(together) {
+        let some = together.min(rows.count - first);
+        let mut parts = [_mm512_setzero_ps(); LANES];
+        for from in (0..some).step_by(ABREAST) {
+            prefetch(rows, first + from, ABREAST.min(some - from));
+            let sums = dot_abreast::<G, _, _>(plan, queries, rows, first + from, &load, &get);
+            for g in 0..G {
+                for r in 0..ABREAST {
+                    parts[g * together + from + r] = sums[r][g];
                 }
             }
-            if !rows.zeros.is_empty() {
-                let zeros = load_floats(rows.zeros, row * rows.meta_stride);
-                for (sum, blocks) in sums.iter_mut().zip(&queries.blocks) {
-                    *sum = _mm512_fmadd_ps(zeros, load_floats(blocks, 0), *sum);
-                }
-            }
-            parts.iter_mut().zip(sums).for_each(|(parts, sum)| parts[row - first] = sum);
         }
-        for (g, parts) in parts.iter().enumerate() {
-            store(combine_each(parts, |a, b| _mm512_add_ps(a, b)), &mut out[g * stride + first..][..some]);
+        let scores = combine_each(&parts, |a, b| _mm512_add_ps(a, b));
+        for (g, out) in out.chunks_mut(stride).enumerate().take(G) {
+            let out = &mut out[first..first + some];
+            let mask = (u16::MAX >> (LANES - some)) << (g * together);
+            // SAFETY: lanes of the mask, of which `g · together` is the first, are written to `out`.
+            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr().wrapping_sub(g * together), mask, scores) };
         }
     }
+}
+
+/// Products of each member with the rows from `first` on, not yet added up across lanes. Behind the last row there is that one again.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn dot_abreast<const G: usize, L, F>(
+    plan: &Plan,
+    queries: &Queries,
+    rows: &Rows<'_>,
+    first: usize,
+    load: &L,
+    get: &F,
+) -> [[__m512; G]; ABREAST]
+where
+    L: Fn(&[u8], &Chunk, usize) -> __m512i,
+    F: Fn(&[u8], __m512i, usize, usize) -> [__m512; MOST],
+{
+    let head_bytes = plan.rows.head_bytes();
+    let (vectors, _) = queries.values.as_chunks::<LANES>();
+    let code_bits = _mm_cvtsi32_si128(i32::try_from(plan.rows.coding.bits()).unwrap_or(0));
+    let (mut codes, mut meta) = ([rows.codes; ABREAST], [0; ABREAST]);
+    for r in 0..ABREAST {
+        let row = (first + r).min(rows.count - 1);
+        codes[r] = &rows.codes[row * rows.stride..][..head_bytes];
+        meta[r] = row * rows.meta_stride;
+    }
+    let mut totals = [[_mm512_setzero_ps(); G]; ABREAST];
+    for chunk in &plan.chunks {
+        let mut sums = [[_mm512_setzero_ps(); G]; ABREAST];
+        let mut words = [_mm512_setzero_si512(); ABREAST];
+        for r in 0..ABREAST {
+            words[r] = load(codes[r], chunk, 0);
+        }
+        let queries = &vectors[chunk.first * G..][..chunk.vectors * G];
+        for (vector, queries) in queries.chunks_exact(G).enumerate() {
+            for r in 0..ABREAST {
+                let x = get(codes[r], words[r], chunk.first + vector, 1)[0];
+                words[r] = _mm512_srl_epi32(words[r], code_bits);
+                for g in 0..G {
+                    sums[r][g] = _mm512_fmadd_ps(x, load_floats(&queries[g], 0), sums[r][g]);
+                }
+            }
+        }
+        for r in 0..ABREAST {
+            if rows.scales.is_empty() {
+                for g in 0..G {
+                    totals[r][g] = _mm512_add_ps(sums[r][g], totals[r][g]);
+                }
+            } else {
+                let scale = _mm512_permutexvar_ps(load_words(&chunk.blocks), load_floats(rows.scales, meta[r]));
+                for g in 0..G {
+                    totals[r][g] = _mm512_fmadd_ps(sums[r][g], scale, totals[r][g]);
+                }
+            }
+        }
+    }
+    if !rows.zeros.is_empty() {
+        for r in 0..ABREAST {
+            let zeros = load_floats(rows.zeros, meta[r]);
+            for g in 0..G {
+                totals[r][g] = _mm512_fmadd_ps(zeros, load_floats(&queries.blocks[g], 0), totals[r][g]);
+            }
+        }
+    }
+    totals
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
