@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn weights_are_relative_to_the_largest_score() {
         let Some(kernels) = Avx512::detect() else { return };
-        let mut scores: Vec<f32> = (0..64_u8).map(|i| f32::from(i * 37 % 64) / 8.0).collect();
+        let mut scores: Vec<f32> = (0..64_u16).map(|i| f32::from(i * 37 % 64) / 8.0).collect();
         scores.iter_mut().skip(1).step_by(3).for_each(|score| *score = f32::NEG_INFINITY);
         let before = scores.clone();
         let (top, sum) = kernels.weigh_scores(&mut scores);
