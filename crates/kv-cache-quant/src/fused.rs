@@ -224,13 +224,13 @@ struct Prepared {
     constants: [f32; 4],
 }
 
-/// What one split says about the members of a block, `[head][member]`.
+/// What some splits say about the members of a block, `[head][member]`.
 #[derive(Debug, Default)]
 struct Partial {
     tops: Vec<f32>,
-    sums: Vec<f32>,
-    /// Parts of the sums that sealed tokens have.
-    masses: Vec<f32>,
+    sums: Vec<f64>,
+    /// Parts of the sums that sealed tokens have; empty where nobody asks.
+    masses: Vec<f64>,
     /// Sums over tokens of each of [`KINDS`], as kernels make them: `[head]`, of each pack `[vector][member]`, then `[member]` of
     /// what zero points add. Empty where there are none.
     rows: [Vec<f32>; 3],
@@ -238,12 +238,13 @@ struct Partial {
 
 impl Partial {
     /// Nothing about so many members.
-    fn clear(&mut self, members: usize) {
-        for list in [&mut self.tops, &mut self.sums] {
+    fn clear(&mut self, members: usize, keeps_masses: bool) {
+        self.tops.clear();
+        self.tops.resize(members, f32::NEG_INFINITY);
+        for (list, length) in [(&mut self.sums, members), (&mut self.masses, if keeps_masses { members } else { 0 })] {
             list.clear();
-            list.resize(members, 0.0);
+            list.resize(length, 0.0);
         }
-        self.masses.clear();
         self.rows.iter_mut().for_each(Vec::clear);
     }
 }
@@ -270,24 +271,44 @@ impl Shared<'_> {
                 let start = job % splits * SPLIT;
                 self.job(&blocks[job / splits], start.saturating_sub(lead)..total.min(start + SPLIT - lead))
             };
-            let blocks: Vec<Block>;
-            let partials: Vec<Partial>;
+            let outs = &mut out[first * out_width..end * out_width];
             if in_parallel {
-                blocks = firsts.par_iter().map(block).collect();
-                partials = (0..blocks.len() * splits).into_par_iter().map(|index| job(&blocks, index)).collect();
+                let blocks: Vec<Block> = firsts.par_iter().map(block).collect();
+                let partials: Vec<Partial> =
+                    (0..blocks.len() * splits).into_par_iter().map(|index| job(&blocks, index)).collect();
+                let outs = outs.par_chunks_mut(per_block * out_width);
+                blocks.par_iter().zip(partials.par_chunks_exact(splits)).zip(outs).for_each(
+                    |((block, partials), out)| {
+                        let mut total = self.nothing(block);
+                        partials.iter().for_each(|partial| block.add_split(&mut total, partial));
+                        self.finish(block, &total, out);
+                    },
+                );
+                // Those of many queries are large, and cost little beside what they are for.
+                if count == 1 {
+                    give_back(&self.pool.partials, partials);
+                }
             } else {
-                blocks = firsts.iter().map(block).collect();
-                partials = (0..blocks.len() * splits).map(|index| job(&blocks, index)).collect();
-            }
-            for (block, partials) in blocks.iter().zip(partials.chunks_exact(splits)) {
-                let out = &mut out[block.first * out_width..][..block.members / geometry.group() * out_width];
-                self.merge(block, partials, out);
-            }
-            // Those of many queries are large, and cost little beside what they are for.
-            if count == 1 {
-                give_back(&self.pool.partials, partials);
+                for (first, out) in firsts.iter().zip(outs.chunks_mut(per_block * out_width)) {
+                    let blocks = [block(first)];
+                    let mut total = self.nothing(&blocks[0]);
+                    for index in 0..splits {
+                        let partial = job(&blocks, index);
+                        blocks[0].add_split(&mut total, &partial);
+                        give_back(&self.pool.partials, [partial]);
+                    }
+                    self.finish(&blocks[0], &total, out);
+                    give_back(&self.pool.partials, [total]);
+                }
             }
         }
+    }
+
+    /// What no split says about a block.
+    fn nothing(&self, block: &Block) -> Partial {
+        let mut partial = take(&self.pool.partials);
+        partial.clear(self.geometry.kv_heads * block.members, !self.values.maps.is_empty());
+        partial
     }
 
     /// Where the row of a member's query starts among rows of `dim` elements, all heads.
@@ -364,13 +385,13 @@ impl Shared<'_> {
         let value_runs = runs(&self.value_spans, &self.values, &tokens);
         self.score(block, &tokens, (&key_runs, value_runs.first()), &mut buffers);
         self.mask(block, &tokens, &mut buffers.scores);
-        let mut partial = take(&self.pool.partials);
-        partial.clear(heads * block.members);
+        let mut partial = self.nothing(block);
         let tops = partial.tops.iter_mut().zip(&mut partial.sums);
         for (scores, (top, sum)) in buffers.scores.chunks_exact_mut(SPLIT).zip(tops) {
             let scores = &mut scores[..tokens.len().next_multiple_of(LANES)];
             scores[tokens.len()..].fill(f32::NEG_INFINITY);
-            (*top, *sum) = self.kernels.weigh_scores(scores);
+            let own = self.kernels.weigh_scores(scores);
+            (*top, *sum) = (own.0, f64::from(own.1));
         }
         self.weigh(block, &tokens, &value_runs, &mut buffers, &mut partial);
         give_back(&self.pool.buffers, [buffers]);
@@ -507,7 +528,6 @@ impl Shared<'_> {
     ) {
         let heads = self.geometry.kv_heads;
         let keeps_apart = !self.values.maps.is_empty();
-        partial.masses.resize(if keeps_apart { heads * block.members } else { 0 }, 0.0);
         for (kind, sums) in KINDS.into_iter().zip(&mut partial.rows) {
             let form = self.values.form(kind);
             let plan = &form.plan;
@@ -566,7 +586,7 @@ impl Shared<'_> {
                 }
                 if keeps_apart && kind == SpanKind::Sealed {
                     for (mass, weights) in partial.masses.iter_mut().zip(buffers.scores.chunks_exact(SPLIT)) {
-                        *mass += weights[place..place + run.tokens.len()].iter().sum::<f32>();
+                        *mass += f64::from(weights[place..place + run.tokens.len()].iter().sum::<f32>());
                     }
                 }
             }

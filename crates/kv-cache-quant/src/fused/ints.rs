@@ -120,9 +120,9 @@ impl IntPlan {
         (item >> self.shift, (item & (self.items() - 1)) * self.blocks)
     }
 
-    /// Puts the sums of one member back in their order: `[register][lane]` to `out[element]`.
-    pub(super) fn gather(&self, sums: &[f32], out: &mut [f32]) {
-        super::plan::gather(&self.places, sums, 1, 0, out);
+    /// Puts sums back in their order: `[register][member][lane]` to `out[element]` of one member.
+    pub(super) fn gather(&self, sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
+        super::plan::gather(&self.places, sums, members, member, out);
     }
 }
 

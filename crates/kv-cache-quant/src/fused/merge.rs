@@ -7,25 +7,78 @@ use crate::generated::isa::for_each_isa;
 use crate::side::SpanKind;
 
 for_each_isa! {
-    /// Adds `factor` times vectors that lie so far apart.
-    fn add_vectors(factor: f32, vectors: &[f32], stride: usize, sums: &mut [f32]) {
-        let (sums, _) = sums.as_chunks_mut::<LANES>();
-        for (sums, own) in sums.iter_mut().zip(vectors.chunks(stride).filter_map(|rest| rest.first_chunk::<LANES>())) {
-            sums.iter_mut().zip(own).for_each(|(sum, x)| *sum += factor * x);
+    /// `sums = own · sums + its · others`, where vectors of so many members alternate.
+    fn add_rescaled(own: &[f32], its: &[f32], others: &[f32], sums: &mut [f32]) {
+        let width = own.len() * LANES;
+        for (sums, others) in sums.chunks_exact_mut(width).zip(others.chunks_exact(width)) {
+            let vectors = sums.as_chunks_mut::<LANES>().0.iter_mut().zip(others.as_chunks::<LANES>().0);
+            for ((sums, others), (own, its)) in vectors.zip(own.iter().zip(its)) {
+                sums.iter_mut().zip(others).for_each(|(sum, other)| *sum = own * *sum + its * other);
+            }
+        }
+    }
+}
+
+/// What sums relative to two largest scores are to be multiplied with, to be relative to the larger one.
+fn rescaling(own: f32, its: f32) -> (f64, f64) {
+    let far = |low: f32, high: f32| (f64::from(low) - f64::from(high)).exp();
+    match own.total_cmp(&its) {
+        _ if its == f32::NEG_INFINITY => (1.0, 0.0),
+        std::cmp::Ordering::Less => (far(own, its), 1.0),
+        _ => (1.0, far(its, own)),
+    }
+}
+
+impl Block {
+    /// Takes in what the next split says.
+    pub(super) fn add_split(&self, total: &mut Partial, next: &Partial) {
+        if next.tops.is_empty() {
+            return;
+        }
+        let places = total.tops.len();
+        let (mut own, mut its) = (Vec::with_capacity(places), Vec::with_capacity(places));
+        for (place, (top, &next_top)) in total.tops.iter_mut().zip(&next.tops).enumerate() {
+            let (a, b) = rescaling(*top, next_top);
+            *top = top.max(next_top);
+            total.sums[place] = a * total.sums[place] + b * next.sums[place];
+            if let (Some(mass), Some(next)) = (total.masses.get_mut(place), next.masses.get(place)) {
+                *mass = a * *mass + b * next;
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+            let (a, b) = (a as f32, b as f32);
+            own.push(a);
+            its.push(b);
+        }
+        for (rows, next) in total.rows.iter_mut().zip(&next.rows) {
+            rows.resize(rows.len().max(next.len()), 0.0);
+            let zeros;
+            let next = match next.as_slice() {
+                [] => {
+                    zeros = vec![0.0; rows.len()];
+                    &zeros
+                }
+                next => next,
+            };
+            let width = rows.len() / places;
+            for first in (0..places).step_by(self.members) {
+                for &(member, size) in &self.packs {
+                    let pack = first + member..first + member + size;
+                    let part = pack.start * width..pack.end * width;
+                    add_rescaled(&own[pack.clone()], &its[pack], &next[part.clone()], &mut rows[part]);
+                }
+            }
         }
     }
 }
 
 impl Shared<'_> {
-    /// Puts the splits of a block together.
-    pub(super) fn merge(&self, block: &Block, partials: &[Partial], out: &mut [f32]) {
+    /// The outputs of a block, given what all splits together say.
+    pub(super) fn finish(&self, block: &Block, total: &Partial, out: &mut [f32]) {
         let (heads, dim) = (self.geometry.kv_heads, self.geometry.dim_v);
-        let seen: Vec<&Partial> = partials.iter().filter(|partial| !partial.tops.is_empty()).collect();
         let keeps_apart = !self.values.maps.is_empty();
         // Rows of all heads, for maps.
         let (mut exact, mut sealed) = (vec![0.0; heads * dim], vec![0.0; heads * dim]);
-        let mut shares = vec![0.0; heads];
-        let mut sums = Vec::new();
+        let (mut shares, mut row) = (vec![0.0; heads], vec![0.0; dim]);
         let members = block.packs.iter().flat_map(|&pack| (0..pack.1).map(move |index| (pack, index)));
         for (pack, index) in members {
             let member = pack.0 + index;
@@ -33,35 +86,27 @@ impl Shared<'_> {
             sealed.fill(0.0);
             for (head, share) in shares.iter_mut().enumerate() {
                 let place = head * block.members + member;
-                let top = seen.iter().map(|partial| partial.tops[place]).fold(f32::NEG_INFINITY, f32::max);
-                let factor = |partial: &&Partial| {
-                    let top_of = partial.tops[place];
-                    if top_of == f32::NEG_INFINITY { 0.0 } else { (f64::from(top_of) - f64::from(top)).exp() }
-                };
-                let factors: Vec<f64> = seen.iter().map(factor).collect();
-                let total = |list: fn(&Partial) -> &[f32]| -> f64 {
-                    factors.iter().zip(&seen).map(|(factor, partial)| factor * f64::from(list(partial)[place])).sum()
-                };
-                let sum = total(|partial| &partial.sums);
+                let sum = total.sums[place];
                 if sum == 0.0 {
                     *share = 0.0;
                     continue;
                 }
-                let mass = if keeps_apart { total(|partial| &partial.masses) } else { 0.0 };
-                let row = head * dim..(head + 1) * dim;
-                for (which, kind) in KINDS.into_iter().enumerate() {
+                let mass = if keeps_apart { total.masses[place] } else { 0.0 };
+                let part = head * dim..(head + 1) * dim;
+                for (kind, rows) in KINDS.into_iter().zip(&total.rows).filter(|(_, rows)| !rows.is_empty()) {
                     let apart = keeps_apart && kind == SpanKind::Sealed;
-                    let (total, out) = if apart { (mass, &mut sealed) } else { (sum, &mut exact) };
-                    if total > 0.0 {
-                        let rows =
-                            factors.iter().zip(&seen).map(|(factor, of)| (factor / total, of.rows[which].as_slice()));
-                        self.add_splits(
+                    let (sum, out) = if apart { (mass, &mut sealed) } else { (sum, &mut exact) };
+                    if sum > 0.0 {
+                        let first = head * block.members + pack.0;
+                        self.row_of_sums(
                             kind,
-                            (head * block.members + pack.0, pack.1, index),
-                            rows,
-                            &mut sums,
-                            &mut out[row.clone()],
+                            &rows[first * (rows.len() / total.tops.len())..],
+                            (pack.1, index),
+                            &mut row,
                         );
+                        #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+                        let factor = (1.0 / sum) as f32;
+                        out[part.clone()].iter_mut().zip(&row).for_each(|(out, sum)| *out += factor * sum);
                     }
                 }
                 #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
@@ -80,34 +125,17 @@ impl Shared<'_> {
         }
     }
 
-    /// Adds the sums of splits over tokens of one kind, each with its factor, and puts them in the order of elements: those of
-    /// member `index` of a pack of so many, `first` being the place of its first.
-    fn add_splits<'p>(
-        &self,
-        kind: SpanKind,
-        (first, members, index): (usize, usize, usize),
-        splits: impl Iterator<Item = (f64, &'p [f32])>,
-        sums: &mut Vec<f32>,
-        out: &mut [f32],
-    ) {
+    /// Puts the sums over tokens of one kind in the order of elements, those of member `index` of a pack of so many.
+    fn row_of_sums(&self, kind: SpanKind, sums: &[f32], (members, index): (usize, usize), out: &mut [f32]) {
         let (form, vectors) = (self.values.form(kind), self.values.vectors(kind));
-        sums.clear();
-        sums.resize((vectors + 1) * LANES + out.len(), 0.0);
-        let (sums, row) = sums.split_at_mut((vectors + 1) * LANES);
-        for (factor, rows) in splits.filter(|(_, rows)| !rows.is_empty()) {
-            #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
-            let factor = factor as f32;
-            let rows = &rows[first * (vectors + 1) * LANES..][index * LANES..];
-            add_vectors(factor, rows, members * LANES, sums);
-        }
-        let (sums, zeros) = sums.split_at(vectors * LANES);
+        let (sums, zeros) = sums.split_at(vectors * members * LANES);
         match &form.ints {
-            Some(plan) => plan.gather(sums, row),
-            None => form.plan.gather(sums, 1, 0, row),
+            Some(plan) => plan.gather(sums, members, index, out),
+            None => form.plan.gather(sums, members, index, out),
         }
-        let group = form.plan.rows.group;
-        for ((row, out), zero) in row.chunks(group).zip(out.chunks_mut(group)).zip(zeros) {
-            out.iter_mut().zip(row).for_each(|(out, sum)| *out += sum + zero);
+        let zeros = &zeros[index * LANES..];
+        for (out, zero) in out.chunks_mut(form.plan.rows.group).zip(zeros) {
+            out.iter_mut().for_each(|out| *out += zero);
         }
     }
 }
