@@ -21,6 +21,18 @@ pub enum Mask {
     Full,
 }
 
+/// How queries, and weights of values, are rounded where a cache [attends on codes](QuantizedKv::attends_on_codes) that are
+/// integers. Elsewhere they are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Factors {
+    /// To 16 bits: outputs are those of attention over decoded rows but for some 2⁻¹⁴ of the largest value.
+    #[default]
+    Bits16,
+    /// To 8 bits, for half of the multiplications, which is what takes time where several queries read a head. Scores change by
+    /// at most `scale · max|q| · Σ|k| / 254`: beside the rounding of codes of 4 bits or less this is small.
+    Bits8,
+}
+
 /// A request for attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention<'a> {
@@ -36,13 +48,16 @@ pub struct Attention<'a> {
     pub mask: Mask,
     /// What scores are multiplied by; `None`: `1/√dim_k`.
     pub scale: Option<f32>,
+    /// How queries and weights are rounded.
+    pub factors: Factors,
 }
 
 impl<'a> Attention<'a> {
     /// Causal attention of queries that belong to the last tokens of the cache.
     #[must_use]
     pub fn of(queries: &'a [f32]) -> Self {
-        Self { queries, fresh: None, positions: Positions::Next, mask: Mask::Causal, scale: None }
+        let (mask, factors) = (Mask::default(), Factors::default());
+        Self { queries, fresh: None, positions: Positions::Next, mask, scale: None, factors }
     }
 
     fn scale(&self, dim: usize) -> f32 {
@@ -54,6 +69,12 @@ impl<'a> Attention<'a> {
     #[must_use]
     pub fn with_fresh(self, fresh: KvRows<'a>) -> Self {
         Self { fresh: Some(fresh), ..self }
+    }
+
+    /// The same with queries and weights rounded so.
+    #[must_use]
+    pub fn with_factors(self, factors: Factors) -> Self {
+        Self { factors, ..self }
     }
 }
 
@@ -80,6 +101,7 @@ pub(crate) struct Request<'a> {
     pub(crate) first: usize,
     pub(crate) mask: Mask,
     pub(crate) scale: f32,
+    pub(crate) factors: Factors,
 }
 
 /// Elements of rows below which one thread is faster.
@@ -132,6 +154,7 @@ pub(crate) fn attend(
             first: total - count,
             mask: request.mask,
             scale: request.scale(geometry.dim_k),
+            factors: request.factors,
         };
         if crate::fused::attend(cache, &checked, out, &workspace.pool) {
             return Ok(());

@@ -29,7 +29,7 @@ mod runs;
 mod softmax;
 mod weights;
 
-use crate::attend::Request;
+use crate::attend::{Factors, Request};
 use crate::cache::QuantizedKv;
 use crate::codec::{Codec, RowMap};
 use crate::packed::PackedRows;
@@ -72,20 +72,21 @@ struct Form {
 }
 
 impl Form {
-    fn new(rows: PackedRows, order: Order) -> Self {
-        Self { ints: IntPlan::new(&rows, order != Order::Units), plan: Plan::new(rows) }
+    fn new(rows: PackedRows, order: Order, factors: Factors) -> Self {
+        Self { ints: IntPlan::new(&rows, order != Order::Units, factors), plan: Plan::new(rows) }
     }
 }
 
 impl<'a> Reader<'a> {
-    fn new(side: &'a Side, stage: usize, heads: usize, dim: usize) -> Option<Self> {
+    fn new(side: &'a Side, stage: usize, (heads, dim): (usize, usize), factors: Factors) -> Option<Self> {
         let codec: &dyn Codec = side.codec();
         let sealed = codec.packed(stage.min(codec.stages() - 1))?;
-        let exact =
-            |precision: FullPrecision| Form::new(PackedRows::floats(precision.coding(), heads, dim), Order::Units);
+        let exact = |precision: FullPrecision| {
+            Form::new(PackedRows::floats(precision.coding(), heads, dim), Order::Units, factors)
+        };
         let fits = sealed.heads == heads && (sealed.transposed || sealed.columns == dim);
         fits.then(|| Self {
-            sealed: Form::new(sealed, side.order()),
+            sealed: Form::new(sealed, side.order(), factors),
             exact: exact(side.precision()),
             fresh: exact(FullPrecision::F32),
             maps: codec.maps(),
@@ -108,25 +109,25 @@ impl<'a> Reader<'a> {
 }
 
 /// How attention reads keys and values, and the kernels for it, where there are any.
-fn readers(cache: &QuantizedKv) -> Option<(Avx512, Reader<'_>, Reader<'_>)> {
+fn readers(cache: &QuantizedKv, factors: Factors) -> Option<(Avx512, Reader<'_>, Reader<'_>)> {
     let geometry = cache.geometry;
     let kernels = Avx512::detect().filter(|_| Isa::current() == Isa::Avx512)?;
     if !matches!(cache.storage, KeyStorage::PostRope) {
         return None;
     }
-    let keys = Reader::new(&cache.keys, cache.stage, geometry.kv_heads, geometry.dim_k)?;
-    let values = Reader::new(&cache.values, cache.stage, geometry.kv_heads, geometry.dim_v)?;
+    let keys = Reader::new(&cache.keys, cache.stage, (geometry.kv_heads, geometry.dim_k), factors)?;
+    let values = Reader::new(&cache.values, cache.stage, (geometry.kv_heads, geometry.dim_v), factors)?;
     (!values.sealed.plan.rows.transposed).then_some((kernels, keys, values))
 }
 
 /// Whether there are kernels for a cache on this processor.
 pub(crate) fn covers(cache: &QuantizedKv) -> bool {
-    readers(cache).is_some()
+    readers(cache, Factors::default()).is_some()
 }
 
 /// Attention of checked queries, where there are kernels for both codecs; false: nothing was done.
 pub(crate) fn attend(cache: &QuantizedKv, request: &Request<'_>, out: &mut [f32], scratch: &Pool) -> bool {
-    let Some((kernels, keys, values)) = readers(cache) else { return false };
+    let Some((kernels, keys, values)) = readers(cache, request.factors) else { return false };
     let geometry = cache.geometry;
     let fresh = [request.fresh_keys, request.fresh_values].map(|rows| -> Vec<u8> {
         let mut bytes = vec![0; 4 * rows.len()];

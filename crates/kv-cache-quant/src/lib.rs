@@ -67,7 +67,7 @@ mod save;
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "attention on codes reads it"))]
 mod side;
 
-pub use attend::{Attention, Mask, Workspace};
+pub use attend::{Attention, Factors, Mask, Workspace};
 pub use batch::KvBatch;
 pub use cache::{KeyStorage, KvPolicy, QuantizedKv};
 pub use codec::{

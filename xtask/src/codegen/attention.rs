@@ -2,17 +2,15 @@
 
 use super::fill;
 
-/// Codes: a pattern of bits and whether they are E2M1, both; and of sums of values how many queries are taken together, how many of them are in registers at a time,
-/// and for how many registers of codes: fields, queries and registers multiply to at most 16 sums of two registers each.
-const CODES: [(&str, usize, bool, [[usize; 3]; 3]); 4] = [
-    ("2, _", 2, false, [[1, 1, 2], [2, 2, 1], [4, 2, 1]]),
-    ("4, false", 4, false, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
-    ("4, true", 4, true, [[1, 1, 4], [2, 2, 2], [4, 4, 1]]),
-    ("_, _", 8, false, [[1, 1, 8], [2, 2, 4], [4, 4, 2]]),
-];
+/// Codes: a pattern of bits and whether they are E2M1, both.
+const CODES: [(&str, usize, bool); 4] =
+    [("2, _", 2, false), ("4, false", 4, false), ("4, true", 4, true), ("_, _", 8, false)];
 
-/// Of scores, how many queries are taken together, and sums side by side, so that none waits for the one before.
-const SCORES: [[usize; 2]; 3] = [[1, 4], [2, 4], [4, 2]];
+/// How many queries are taken together.
+const TOGETHER: [usize; 3] = [1, 2, 4];
+
+/// Sums that are in registers at a time.
+const SUMS: usize = 16;
 
 /// Bytes of a row that are loaded at once: the register, what its intrinsics are called, its mask of words, and how the signs
 /// become one.
@@ -29,19 +27,21 @@ pub(super) fn write() -> String {
     // The last of a list stands for what else there might be.
     let pattern = |index: usize, value: usize| if index == 2 { "_".to_owned() } else { value.to_string() };
     let (mut scores, mut sums) = (String::new(), String::new());
-    for (codes, bits, e2m1, tiles) in CODES {
-        let kind = format!("{bits}, {}, {e2m1}", 8 / bits);
-        for (place, [members, sets]) in SCORES.into_iter().enumerate() {
-            // E2M1 comes in short groups, whose sums are soon added up.
-            let sets = if e2m1 { 1 } else { sets };
-            scores += &format!("({codes}, {}) => dot_tile", pattern(place, members));
-            scores += &format!("::<{kind}, {members}, {sets}>(plan, queries, codes, rows, out),\n");
-        }
-        for (place, [together, members, registers]) in tiles.into_iter().enumerate() {
+    for (parts, (codes, bits, e2m1)) in [1, 2].into_iter().flat_map(|parts| CODES.map(|codes| (parts, codes))) {
+        let fields = 8 / bits;
+        let kind = format!("{bits}, {fields}, {e2m1}, {parts}");
+        for (place, together) in TOGETHER.into_iter().enumerate() {
+            let arm = format!("({}, {codes}, {})", if parts == 1 { "1" } else { "_" }, pattern(place, together));
+            // Sums side by side, so that none waits for the one before. E2M1 comes in short groups, whose sums are soon added up.
+            let sets = if e2m1 { 1 } else { (SUMS / (parts * together)).min(4) };
+            scores += &format!("{arm} => dot_tile::<{kind}, {together}, {sets}>(plan, queries, codes, rows, out),\n");
+            // So many queries are in registers at a time, for so many registers of codes; heads of 128 have as many as codes bits.
+            let members = together.min(SUMS / (parts * fields));
+            let registers = (SUMS / (parts * fields * members)).min(bits);
             let tile = format!("weigh_tile::<{kind}, {members}, {registers}>");
             let call = |first: usize| format!("{tile}(plan, (item, {first}, members), rows, turned, sums);");
             let calls: String = (0..together).step_by(members).map(call).collect();
-            sums += &format!("({codes}, {}) => {{ {calls} }}\n", pattern(place, together));
+            sums += &format!("{arm} => {{ {calls} }}\n");
         }
     }
     let skip = |bits: usize| {
@@ -88,7 +88,7 @@ pub(in super::super) fn dot_tiles(
     rows: &Rows<'_>,
     out: (&mut [f32], usize),
 ) {
-    match (plan.bits, plan.e2m1, queries.members) {
+    match (plan.parts, plan.bits, plan.e2m1, queries.members) {
         $scores
     }
 }
@@ -103,7 +103,7 @@ pub(in super::super) fn weigh_tiles(
     turned: &Turned,
     sums: &mut [f32],
 ) {
-    match (plan.bits, plan.e2m1, members) {
+    match (plan.parts, plan.bits, plan.e2m1, members) {
         $sums
     }
 }

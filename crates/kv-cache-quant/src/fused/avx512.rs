@@ -461,10 +461,11 @@ where
         }
     }
     if !rows.zeros.is_empty() {
-        for (totals, meta) in totals.iter_mut().zip(meta) {
-            let zeros = load_floats(rows.zeros, meta);
-            for (total, blocks) in totals.iter_mut().zip(&queries.blocks) {
-                *total = _mm512_fmadd_ps(zeros, load_floats(blocks, 0), *total);
+        for r in 0..ABREAST {
+            let zeros = load_floats(rows.zeros, meta[r]);
+            #[expect(clippy::needless_range_loop, reason = "sums whose address is taken are kept in memory")]
+            for g in 0..G {
+                totals[r][g] = _mm512_fmadd_ps(zeros, load_floats(&queries.blocks[g], 0), totals[r][g]);
             }
         }
     }

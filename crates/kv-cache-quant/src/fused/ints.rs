@@ -5,21 +5,21 @@
 //! Neither needs sums across lanes, and scales are applied to 16 tokens at once. Pages hold codes like that where they can;
 //! others are turned first, from L1 to L1, and all queries of a group use what was turned.
 //!
-//! The other factor, a query or the products of weights and scales, has 16 bits, as two signed bytes with sums of their own.
+//! The other factor, a query or the products of weights and scales, has 16 bits, as two signed bytes with sums of their own, or 8.
 
 use super::plan::{LANES, places};
+use crate::attend::Factors;
 use crate::packed::{Coding, Integers, PackedRows};
 
 /// Rows whose weights share a step, and whose scales are read at once.
 pub(super) const RUN: usize = 64;
 
-/// Steps from 0 to the largest magnitude of a factor: both bytes fit.
-pub(super) const MOST_STEPS: f32 = 32512.0;
-
 /// How kernels walk over a row of one head.
 #[derive(Clone, Debug)]
 pub(super) struct IntPlan {
     pub(super) bits: usize,
+    /// Bytes of the other factor.
+    pub(super) parts: usize,
     /// What codes stand for: numbers that kernels multiply are those above the least.
     pub(super) integers: Integers,
     /// Whether codes are E2M1: a table gives their numbers.
@@ -46,7 +46,7 @@ pub(super) struct IntPlan {
 
 impl IntPlan {
     /// `None` where codes are not multiplied as integers. `turned`: whether codes lie as products want them.
-    pub(super) fn new(rows: &PackedRows, turned: bool) -> Option<Self> {
+    pub(super) fn new(rows: &PackedRows, turned: bool, factors: Factors) -> Option<Self> {
         let integers = rows.integers()?;
         let bits = rows.coding.bits();
         let (head_bytes, fields) = (rows.head_bytes(), 8 / bits);
@@ -77,6 +77,10 @@ impl IntPlan {
         };
         Some(Self {
             bits,
+            parts: match factors {
+                Factors::Bits8 => 1,
+                Factors::Bits16 => 2,
+            },
             integers,
             e2m1: rows.coding == Coding::E2m1,
             flip: rows.coding.signs(),
@@ -90,6 +94,11 @@ impl IntPlan {
             lane_blocks: registers.iter().map(|register| register.map(block)).collect(),
             places: places(&registers.iter().flat_map(of_register).collect::<Vec<_>>(), rows.columns),
         })
+    }
+
+    /// Steps from 0 to the largest magnitude of a factor: all of its bytes fit.
+    pub(super) fn most_steps(&self) -> f32 {
+        if self.parts == 1 { 127.0 } else { 32512.0 }
     }
 
     pub(super) fn fields(&self) -> usize {
@@ -130,7 +139,8 @@ impl IntPlan {
 #[derive(Clone, Debug)]
 pub(super) struct IntQueries {
     pub(super) members: usize,
-    /// `[word][field][member][high, low]`: four signed bytes each; a query is `(256 · high + low) · step`.
+    /// `[word][field][member][high, low]`: four signed bytes each; a query is `(256 · high + low) · step`. Of 8 bits there is no
+    /// high byte.
     pub(super) words: Vec<i32>,
     /// `[block][member]`: sums of the elements of each group, in steps.
     pub(super) sums: Vec<f32>,
@@ -142,22 +152,23 @@ pub(super) struct IntQueries {
 impl IntQueries {
     /// Queries with the scale of scores in them.
     pub(super) fn new(plan: &IntPlan, group: usize, queries: &[&[f32]]) -> Self {
-        let steps: Vec<f32> = queries.iter().map(|query| step(query)).collect();
+        let steps: Vec<f32> = queries.iter().map(|query| step(query, plan.most_steps())).collect();
         // Adding the constant rounds to an integer, ties to even.
         let rounded = |x: f32| (x + 12_582_912.0) - 12_582_912.0;
         let in_steps = |query: &[f32], step: f32| -> Vec<f32> { query.iter().map(|x| rounded(x / step)).collect() };
         let queries: Vec<Vec<f32>> = queries.iter().zip(&steps).map(|(query, step)| in_steps(query, *step)).collect();
-        let fields = plan.fields();
-        let mut words = vec![0; plan.words() * fields * queries.len() * 2];
+        let (fields, parts) = (plan.fields(), plan.parts);
+        let mut words = vec![0; plan.words() * fields * queries.len() * parts];
         for (member, query) in queries.iter().enumerate() {
             // Of every word, a field's four elements.
             for (elements, words) in
-                query.chunks_exact(4 * fields).zip(words.chunks_exact_mut(fields * queries.len() * 2))
+                query.chunks_exact(4 * fields).zip(words.chunks_exact_mut(fields * queries.len() * parts))
             {
                 for field in 0..fields {
-                    let parts: [[i8; 2]; 4] = std::array::from_fn(|byte| split(elements[byte * fields + field]));
-                    for (part, word) in words[(field * queries.len() + member) * 2..][..2].iter_mut().enumerate() {
-                        *word = i32::from_le_bytes(parts.map(|parts| parts[part].cast_unsigned()));
+                    let bytes: [[i8; 2]; 4] = std::array::from_fn(|byte| split(elements[byte * fields + field]));
+                    let words = &mut words[(field * queries.len() + member) * parts..][..parts];
+                    for (part, word) in (2 - parts..2).zip(words) {
+                        *word = i32::from_le_bytes(bytes.map(|bytes| bytes[part].cast_unsigned()));
                     }
                 }
             }
@@ -180,14 +191,14 @@ impl IntQueries {
     }
 }
 
-/// The step that a query is counted in.
-fn step(query: &[f32]) -> f32 {
+/// The step that a query is counted in, at most so many from 0.
+fn step(query: &[f32], most: f32) -> f32 {
     let largest = query.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
     // A step whose reciprocal is not finite would be lost on scores anyway.
-    if largest > f32::MIN_POSITIVE * MOST_STEPS { largest / MOST_STEPS } else { 1.0 }
+    if largest > f32::MIN_POSITIVE * most { largest / most } else { 1.0 }
 }
 
-/// The two bytes of a number of steps.
+/// The two bytes of a number of steps, the high one first.
 fn split(steps: f32) -> [i8; 2] {
     #[expect(clippy::cast_possible_truncation, reason = "at most 32512")]
     let steps = steps as i32;

@@ -17,7 +17,7 @@ pub(super) struct Turned {
     pub(super) codes: Vec<Line>,
     pub(super) padded: [u8; LANES * PADDED],
     /// `[head][member][four rows][high, low]`; where there are several groups, `[four rows][high, low]` of sixteen at a time:
-    /// see [`IntPlan::place`].
+    /// see [`IntPlan::place`]. Of 8 bits there is no high byte.
     pub(super) weights: Vec<i32>,
     /// Of each group, sixteen at a time.
     pub(super) steps: Vec<[f32; LANES]>,
@@ -26,9 +26,7 @@ pub(super) struct Turned {
 }
 
 /// Fours of rows of a run.
-const QUADS: usize = RUN / 4;
-/// Words of the weights of a run.
-pub(super) const PAIRS: usize = 2 * QUADS;
+pub(super) const QUADS: usize = RUN / 4;
 
 impl Default for Turned {
     fn default() -> Self {
@@ -383,14 +381,21 @@ impl Soon {
 /// Scores of turned rows, sixteen at a time. `SETS` are sums side by side, so that none waits for the one before.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, const G: usize, const SETS: usize>(
+pub(super) fn dot_tile<
+    const BITS: u32,
+    const FIELDS: usize,
+    const E2M1: bool,
+    const PARTS: usize,
+    const G: usize,
+    const SETS: usize,
+>(
     plan: &IntPlan,
     queries: &IntQueries,
     codes: &[Line],
     rows: &Rows<'_>,
     (out, stride): (&mut [f32], usize),
 ) {
-    let (words, per_word) = (plan.words(), FIELDS * G * 2);
+    let (words, per_word) = (plan.words(), FIELDS * G * PARTS);
     let lines = if plan.turned { words } else { plan.turned_words() };
     let tiles = rows.count.div_ceil(LANES);
     let soon = Soon::new(rows.ahead, codes);
@@ -401,9 +406,10 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
         for block in 0..plan.blocks {
             let from = block * plan.block_words;
             let to = words.min(from + plan.block_words);
-            let (mut high, mut low) = ([[_mm512_setzero_si512(); G]; SETS], [[_mm512_setzero_si512(); G]; SETS]);
+            // Of high bytes, then of low ones.
+            let mut sums = [[[_mm512_setzero_si512(); G]; PARTS]; SETS];
             if rows.zeros.is_empty() {
-                low[0] = std::array::from_fn(|g| _mm512_set1_epi32(queries.least[block * G + g]));
+                sums[0][PARTS - 1] = std::array::from_fn(|g| _mm512_set1_epi32(queries.least[block * G + g]));
             }
             macro_rules! add {
                 ($set:literal, $codes:expr, $queries:expr) => {{
@@ -412,11 +418,11 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
                     for field in 0..FIELDS {
                         let set = ($set * FIELDS + field) % SETS;
                         for g in 0..G {
-                            let at = (field * G + g) * 2;
-                            high[set][g] =
-                                _mm512_dpbusd_epi32(high[set][g], codes[field], _mm512_set1_epi32(queries[at]));
-                            low[set][g] =
-                                _mm512_dpbusd_epi32(low[set][g], codes[field], _mm512_set1_epi32(queries[at + 1]));
+                            for part in 0..PARTS {
+                                let query = _mm512_set1_epi32(queries[(field * G + g) * PARTS + part]);
+                                let sum = &mut sums[set][part][g];
+                                *sum = _mm512_dpbusd_epi32(*sum, codes[field], query);
+                            }
                         }
                     }
                 }};
@@ -437,12 +443,13 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
             }
             let scale = load_floats(rows.scales, block * rows.meta_stride + first);
             for g in 0..G {
-                let (mut a, mut b) = (high[0][g], low[0][g]);
-                for set in 1..SETS {
-                    a = _mm512_add_epi32(a, high[set][g]);
-                    b = _mm512_add_epi32(b, low[set][g]);
+                let mut sum = _mm512_setzero_si512();
+                for part in 0..PARTS {
+                    sum = _mm512_slli_epi32::<8>(sum);
+                    for sums in &sums {
+                        sum = _mm512_add_epi32(sum, sums[part][g]);
+                    }
                 }
-                let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(a), b);
                 scores[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, scores[g]);
                 if !rows.zeros.is_empty() {
                     let zero = load_floats(rows.zeros, block * rows.meta_stride + first);
@@ -461,7 +468,14 @@ pub(super) fn dot_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, c
 /// there are as many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool, const G: usize, const J: usize>(
+pub(super) fn weigh_tile<
+    const BITS: u32,
+    const FIELDS: usize,
+    const E2M1: bool,
+    const PARTS: usize,
+    const G: usize,
+    const J: usize,
+>(
     plan: &IntPlan,
     (item, member, members): (usize, usize, usize),
     rows: &Rows<'_>,
@@ -473,7 +487,7 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool,
         macro_rules! some {
             ($count:expr) => {{
                 if plan.blocks == 1 {
-                    weigh_registers::<BITS, FIELDS, E2M1, G, { $count }, 1>(
+                    weigh_registers::<BITS, FIELDS, E2M1, PARTS, G, { $count }, 1>(
                         plan,
                         at,
                         (item, member, members),
@@ -482,7 +496,7 @@ pub(super) fn weigh_tile<const BITS: u32, const FIELDS: usize, const E2M1: bool,
                         sums,
                     );
                 } else {
-                    weigh_registers::<BITS, FIELDS, E2M1, G, { $count }, LANES>(
+                    weigh_registers::<BITS, FIELDS, E2M1, PARTS, G, { $count }, LANES>(
                         plan,
                         at,
                         (item, member, members),
@@ -510,6 +524,7 @@ fn weigh_registers<
     const BITS: u32,
     const FIELDS: usize,
     const E2M1: bool,
+    const PARTS: usize,
     const G: usize,
     const J: usize,
     const W: usize,
@@ -534,29 +549,29 @@ fn weigh_registers<
             *group = _mm512_add_epi32(load_words(blocks), first_group);
         }
     }
-    let weights: [&[[[i32; W]; 2]; QUADS]; G] = std::array::from_fn(|g| {
+    let weights: [&[[[i32; W]; PARTS]; QUADS]; G] = std::array::from_fn(|g| {
         let index = if W < LANES { item + member + g } else { places[g].0 };
-        let own = turned.weights[index * PAIRS * W..].as_chunks::<W>().0.as_chunks::<2>().0;
-        own.first_chunk().unwrap_or(&[[[0; W]; 2]; QUADS])
+        let own = turned.weights[index * PARTS * QUADS * W..].as_chunks::<W>().0.as_chunks::<PARTS>().0;
+        own.first_chunk().unwrap_or(&[[[0; W]; PARTS]; QUADS])
     });
-    let mut high = [[[_mm512_setzero_si512(); G]; FIELDS]; J];
-    let mut low = high;
+    // Of high bytes, then of low ones.
+    let mut products = [[[[_mm512_setzero_si512(); G]; FIELDS]; J]; PARTS];
     for (quad, codes) in (0..quads).zip(codes.chunks_exact(registers)) {
         let codes = &codes[first..][..J];
         for j in 0..J {
             soon.ask(quad * registers + first + j);
             let codes = fields_of::<BITS, FIELDS, E2M1>(load_line(&codes[j]));
             for g in 0..G {
-                let [a, b] = weights[g][quad].each_ref().map(|own| {
-                    if W < LANES {
-                        return _mm512_set1_epi32(own[0]);
+                for (own, products) in weights[g][quad].iter().zip(&mut products) {
+                    let own = if W < LANES {
+                        _mm512_set1_epi32(own[0])
+                    } else {
+                        // SAFETY: 16 words.
+                        _mm512_permutexvar_epi32(groups[g][j], unsafe { _mm512_loadu_si512(own.as_ptr().cast()) })
+                    };
+                    for field in 0..FIELDS {
+                        products[j][field][g] = _mm512_dpbusd_epi32(products[j][field][g], codes[field], own);
                     }
-                    // SAFETY: 16 words.
-                    _mm512_permutexvar_epi32(groups[g][j], unsafe { _mm512_loadu_si512(own.as_ptr().cast()) })
-                });
-                for field in 0..FIELDS {
-                    high[j][field][g] = _mm512_dpbusd_epi32(high[j][field][g], codes[field], a);
-                    low[j][field][g] = _mm512_dpbusd_epi32(low[j][field][g], codes[field], b);
                 }
             }
         }
@@ -570,7 +585,10 @@ fn weigh_registers<
                 _mm512_permutexvar_ps(groups[g][j], load_floats(&turned.steps[sixteen], 0))
             };
             for field in 0..FIELDS {
-                let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[j][field][g]), low[j][field][g]);
+                let mut sum = _mm512_setzero_si512();
+                for products in &products {
+                    sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(sum), products[j][field][g]);
+                }
                 let sums = &mut sums[(((first + j) * FIELDS + field) * members + member + g) * LANES..][..LANES];
                 store(_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, load_floats(sums, 0)), sums);
             }

@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "loads through pointers, and calls of functions compiled for found instructions")]
 
 use super::avx512::{Avx512, combine_each, store};
-use super::ints::{IntPlan, MOST_STEPS, RUN};
-use super::kernels::{PAIRS, Turned, transpose};
+use super::ints::{IntPlan, RUN};
+use super::kernels::{QUADS, Turned, transpose};
 use super::plan::LANES;
 use std::arch::x86_64::*;
 
@@ -34,7 +34,8 @@ impl Avx512 {
 fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turned) {
     let items = weights.heads * weights.members;
     let sixteens = items.div_ceil(plan.items());
-    turned.weights.resize(if plan.blocks == 1 { items } else { sixteens * LANES } * PAIRS, 0);
+    let item_words = plan.parts * QUADS;
+    turned.weights.resize(if plan.blocks == 1 { items } else { sixteens * LANES } * item_words, 0);
     turned.steps.resize(sixteens, [0.0; LANES]);
     turned.parts.resize(items * LANES, 0.0);
     // Rounding counts for what numbers differ from the one in the middle.
@@ -55,7 +56,7 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
     let mut products = [[_mm512_setzero_ps(); RUN / LANES]; LANES];
     let mut largest = [_mm512_setzero_ps(); LANES];
     let mut parts = [_mm512_setzero_ps(); LANES];
-    let mut pairs = [[_mm512_setzero_si512(); LANES]; 2];
+    let mut words = [[_mm512_setzero_si512(); LANES]; 2];
     for (sixteen, groups) in groups.chunks(plan.items() * plan.blocks).enumerate() {
         for (index, &(item, _, place)) in groups.iter().enumerate() {
             let own = &weights.values[item * weights.stride..][..weights.count];
@@ -80,8 +81,9 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
         }
         let largest = combine_each(&largest, |a, b| _mm512_max_ps(a, b));
         // A step whose reciprocal is not finite belongs to weights that are nothing.
-        let enough = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(f32::MIN_POSITIVE * MOST_STEPS));
-        let step = _mm512_div_ps(largest, _mm512_set1_ps(MOST_STEPS));
+        let most = plan.most_steps();
+        let enough = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(largest, _mm512_set1_ps(f32::MIN_POSITIVE * most));
+        let step = _mm512_div_ps(largest, _mm512_set1_ps(most));
         let steps = &mut turned.steps[sixteen];
         store(_mm512_maskz_mov_ps(enough, step), steps);
         let mut inverses = [0.0_f32; LANES];
@@ -89,7 +91,11 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
         for index in 0..groups.len() {
             let inverse = _mm512_set1_ps(inverses[index]);
             let n = products[index].map(|product| _mm512_cvtps_epi32(_mm512_mul_ps(product, inverse)));
-            [pairs[0][index], pairs[1][index]] = split_pairs(n);
+            if plan.parts == 1 {
+                words[0][index] = bytes(n);
+            } else {
+                [words[0][index], words[1][index]] = split_pairs(n);
+            }
             let total = _mm512_add_epi32(_mm512_add_epi32(n[0], n[1]), _mm512_add_epi32(n[2], n[3]));
             let [a, b, c, d] = products[index];
             let mass = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
@@ -102,16 +108,14 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
         for (&(item, block, _), sum) in groups.iter().zip(sums) {
             turned.parts[item * LANES + block] = sum;
         }
-        let words = turned.weights[sixteen * LANES * PAIRS..].as_chunks_mut().0;
+        let out = turned.weights[sixteen * LANES * item_words..].as_chunks_mut().0;
         if plan.blocks == 1 {
-            for (index, words) in words.chunks_exact_mut(2).enumerate().take(groups.len()) {
-                store_words(pairs[0][index], &mut words[0]);
-                store_words(pairs[1][index], &mut words[1]);
+            for (index, out) in out.chunks_exact_mut(plan.parts).enumerate().take(groups.len()) {
+                out.iter_mut().zip(&words).for_each(|(out, words)| store_words(words[index], out));
             }
         } else {
-            let pairs = [transpose(&pairs[0]), transpose(&pairs[1])];
-            for (pair, words) in pairs.as_flattened().iter().zip(words) {
-                store_words(*pair, words);
+            for (words, out) in words.iter().zip(out.chunks_exact_mut(LANES)).take(plan.parts) {
+                transpose(words).into_iter().zip(out).for_each(|(words, out)| store_words(words, out));
             }
         }
     }
@@ -122,6 +126,16 @@ fn quantize_weights_of(plan: &IntPlan, weights: &Weights<'_>, turned: &mut Turne
 fn store_words(words: __m512i, out: &mut [i32; LANES]) {
     // SAFETY: 16 words.
     unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) }
+}
+
+/// Numbers of 8 bits, in their order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn bytes(n: [__m512i; RUN / LANES]) -> __m512i {
+    let bytes = _mm512_packs_epi16(_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3]));
+    // Four of number `4 v + l` are word `v` of quarter `l`.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, bytes)
 }
 
 /// High and low bytes of numbers of 16 bits: of each four, the high ones, then the low ones.

@@ -51,19 +51,31 @@ pub(in super::super) fn dot_tiles(
     rows: &Rows<'_>,
     out: (&mut [f32], usize),
 ) {
-    match (plan.bits, plan.e2m1, queries.members) {
-        (2, _, 1) => dot_tile::<2, 4, false, 1, 4>(plan, queries, codes, rows, out),
-        (2, _, 2) => dot_tile::<2, 4, false, 2, 4>(plan, queries, codes, rows, out),
-        (2, _, _) => dot_tile::<2, 4, false, 4, 2>(plan, queries, codes, rows, out),
-        (4, false, 1) => dot_tile::<4, 2, false, 1, 4>(plan, queries, codes, rows, out),
-        (4, false, 2) => dot_tile::<4, 2, false, 2, 4>(plan, queries, codes, rows, out),
-        (4, false, _) => dot_tile::<4, 2, false, 4, 2>(plan, queries, codes, rows, out),
-        (4, true, 1) => dot_tile::<4, 2, true, 1, 1>(plan, queries, codes, rows, out),
-        (4, true, 2) => dot_tile::<4, 2, true, 2, 1>(plan, queries, codes, rows, out),
-        (4, true, _) => dot_tile::<4, 2, true, 4, 1>(plan, queries, codes, rows, out),
-        (_, _, 1) => dot_tile::<8, 1, false, 1, 4>(plan, queries, codes, rows, out),
-        (_, _, 2) => dot_tile::<8, 1, false, 2, 4>(plan, queries, codes, rows, out),
-        (_, _, _) => dot_tile::<8, 1, false, 4, 2>(plan, queries, codes, rows, out),
+    match (plan.parts, plan.bits, plan.e2m1, queries.members) {
+        (1, 2, _, 1) => dot_tile::<2, 4, false, 1, 1, 4>(plan, queries, codes, rows, out),
+        (1, 2, _, 2) => dot_tile::<2, 4, false, 1, 2, 4>(plan, queries, codes, rows, out),
+        (1, 2, _, _) => dot_tile::<2, 4, false, 1, 4, 4>(plan, queries, codes, rows, out),
+        (1, 4, false, 1) => dot_tile::<4, 2, false, 1, 1, 4>(plan, queries, codes, rows, out),
+        (1, 4, false, 2) => dot_tile::<4, 2, false, 1, 2, 4>(plan, queries, codes, rows, out),
+        (1, 4, false, _) => dot_tile::<4, 2, false, 1, 4, 4>(plan, queries, codes, rows, out),
+        (1, 4, true, 1) => dot_tile::<4, 2, true, 1, 1, 1>(plan, queries, codes, rows, out),
+        (1, 4, true, 2) => dot_tile::<4, 2, true, 1, 2, 1>(plan, queries, codes, rows, out),
+        (1, 4, true, _) => dot_tile::<4, 2, true, 1, 4, 1>(plan, queries, codes, rows, out),
+        (1, _, _, 1) => dot_tile::<8, 1, false, 1, 1, 4>(plan, queries, codes, rows, out),
+        (1, _, _, 2) => dot_tile::<8, 1, false, 1, 2, 4>(plan, queries, codes, rows, out),
+        (1, _, _, _) => dot_tile::<8, 1, false, 1, 4, 4>(plan, queries, codes, rows, out),
+        (_, 2, _, 1) => dot_tile::<2, 4, false, 2, 1, 4>(plan, queries, codes, rows, out),
+        (_, 2, _, 2) => dot_tile::<2, 4, false, 2, 2, 4>(plan, queries, codes, rows, out),
+        (_, 2, _, _) => dot_tile::<2, 4, false, 2, 4, 2>(plan, queries, codes, rows, out),
+        (_, 4, false, 1) => dot_tile::<4, 2, false, 2, 1, 4>(plan, queries, codes, rows, out),
+        (_, 4, false, 2) => dot_tile::<4, 2, false, 2, 2, 4>(plan, queries, codes, rows, out),
+        (_, 4, false, _) => dot_tile::<4, 2, false, 2, 4, 2>(plan, queries, codes, rows, out),
+        (_, 4, true, 1) => dot_tile::<4, 2, true, 2, 1, 1>(plan, queries, codes, rows, out),
+        (_, 4, true, 2) => dot_tile::<4, 2, true, 2, 2, 1>(plan, queries, codes, rows, out),
+        (_, 4, true, _) => dot_tile::<4, 2, true, 2, 4, 1>(plan, queries, codes, rows, out),
+        (_, _, _, 1) => dot_tile::<8, 1, false, 2, 1, 4>(plan, queries, codes, rows, out),
+        (_, _, _, 2) => dot_tile::<8, 1, false, 2, 2, 4>(plan, queries, codes, rows, out),
+        (_, _, _, _) => dot_tile::<8, 1, false, 2, 4, 2>(plan, queries, codes, rows, out),
     }
 }
 
@@ -77,43 +89,79 @@ pub(in super::super) fn weigh_tiles(
     turned: &Turned,
     sums: &mut [f32],
 ) {
-    match (plan.bits, plan.e2m1, members) {
-        (2, _, 1) => {
-            weigh_tile::<2, 4, false, 1, 2>(plan, (item, 0, members), rows, turned, sums);
+    match (plan.parts, plan.bits, plan.e2m1, members) {
+        (1, 2, _, 1) => {
+            weigh_tile::<2, 4, false, 1, 1, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (2, _, 2) => {
-            weigh_tile::<2, 4, false, 2, 1>(plan, (item, 0, members), rows, turned, sums);
+        (1, 2, _, 2) => {
+            weigh_tile::<2, 4, false, 1, 2, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (2, _, _) => {
-            weigh_tile::<2, 4, false, 2, 1>(plan, (item, 0, members), rows, turned, sums);
-            weigh_tile::<2, 4, false, 2, 1>(plan, (item, 2, members), rows, turned, sums);
+        (1, 2, _, _) => {
+            weigh_tile::<2, 4, false, 1, 4, 1>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, false, 1) => {
-            weigh_tile::<4, 2, false, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        (1, 4, false, 1) => {
+            weigh_tile::<4, 2, false, 1, 1, 4>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, false, 2) => {
-            weigh_tile::<4, 2, false, 2, 2>(plan, (item, 0, members), rows, turned, sums);
+        (1, 4, false, 2) => {
+            weigh_tile::<4, 2, false, 1, 2, 4>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, false, _) => {
-            weigh_tile::<4, 2, false, 4, 1>(plan, (item, 0, members), rows, turned, sums);
+        (1, 4, false, _) => {
+            weigh_tile::<4, 2, false, 1, 4, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, true, 1) => {
-            weigh_tile::<4, 2, true, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        (1, 4, true, 1) => {
+            weigh_tile::<4, 2, true, 1, 1, 4>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, true, 2) => {
-            weigh_tile::<4, 2, true, 2, 2>(plan, (item, 0, members), rows, turned, sums);
+        (1, 4, true, 2) => {
+            weigh_tile::<4, 2, true, 1, 2, 4>(plan, (item, 0, members), rows, turned, sums);
         }
-        (4, true, _) => {
-            weigh_tile::<4, 2, true, 4, 1>(plan, (item, 0, members), rows, turned, sums);
+        (1, 4, true, _) => {
+            weigh_tile::<4, 2, true, 1, 4, 2>(plan, (item, 0, members), rows, turned, sums);
         }
-        (_, _, 1) => {
-            weigh_tile::<8, 1, false, 1, 8>(plan, (item, 0, members), rows, turned, sums);
+        (1, _, _, 1) => {
+            weigh_tile::<8, 1, false, 1, 1, 8>(plan, (item, 0, members), rows, turned, sums);
         }
-        (_, _, 2) => {
-            weigh_tile::<8, 1, false, 2, 4>(plan, (item, 0, members), rows, turned, sums);
+        (1, _, _, 2) => {
+            weigh_tile::<8, 1, false, 1, 2, 8>(plan, (item, 0, members), rows, turned, sums);
         }
-        (_, _, _) => {
-            weigh_tile::<8, 1, false, 4, 2>(plan, (item, 0, members), rows, turned, sums);
+        (1, _, _, _) => {
+            weigh_tile::<8, 1, false, 1, 4, 4>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 2, _, 1) => {
+            weigh_tile::<2, 4, false, 2, 1, 2>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 2, _, 2) => {
+            weigh_tile::<2, 4, false, 2, 2, 1>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 2, _, _) => {
+            weigh_tile::<2, 4, false, 2, 2, 1>(plan, (item, 0, members), rows, turned, sums);
+            weigh_tile::<2, 4, false, 2, 2, 1>(plan, (item, 2, members), rows, turned, sums);
+        }
+        (_, 4, false, 1) => {
+            weigh_tile::<4, 2, false, 2, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 4, false, 2) => {
+            weigh_tile::<4, 2, false, 2, 2, 2>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 4, false, _) => {
+            weigh_tile::<4, 2, false, 2, 4, 1>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 4, true, 1) => {
+            weigh_tile::<4, 2, true, 2, 1, 4>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 4, true, 2) => {
+            weigh_tile::<4, 2, true, 2, 2, 2>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, 4, true, _) => {
+            weigh_tile::<4, 2, true, 2, 4, 1>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, _, _, 1) => {
+            weigh_tile::<8, 1, false, 2, 1, 8>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, _, _, 2) => {
+            weigh_tile::<8, 1, false, 2, 2, 4>(plan, (item, 0, members), rows, turned, sums);
+        }
+        (_, _, _, _) => {
+            weigh_tile::<8, 1, false, 2, 4, 2>(plan, (item, 0, members), rows, turned, sums);
         }
     }
 }
