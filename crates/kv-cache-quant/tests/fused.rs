@@ -20,10 +20,10 @@ fn attend_in(workspace: &mut Workspace, cache: &dyn KvCacheLayer, request: &Atte
     out
 }
 
-/// The stated bounds. Scores differ by `scale · max|q| · Σ|k| / 2^15` at most (rounding queries costs half of it), and by
-/// 2^-20 of the sum of magnitudes for everything else; weights then differ by twice that, and outputs by what weights do
-/// times the largest value. Rounding weights costs 32/65024 of a group's range at most, which is three times the largest
-/// value at most (two bits with a sign), and on average over outputs far less.
+/// The stated bounds, where factors have so many steps from 0 to their largest. Scores differ by `scale · max|q| · Σ|k| / steps`
+/// at most (rounding queries costs half of it), and by 2^-20 of the sum of magnitudes for everything else; weights then differ
+/// by twice that, and outputs by what weights do times the largest value. Rounding weights costs 16/steps of a group's range at
+/// most, which is three times the largest value at most (two bits with a sign), and on average over outputs far less.
 fn check(cache: &dyn KvCacheLayer, request: &Attention<'_>, what: &str) {
     let g = cache.geometry();
     let (found, expected) = (attend(cache, request, Isa::Avx512), attend(cache, request, Isa::Portable));
@@ -37,12 +37,16 @@ fn check(cache: &dyn KvCacheLayer, request: &Attention<'_>, what: &str) {
     let sums = keys.chunks_exact(g.dim_k).map(|key| key.iter().map(|x| x.abs()).sum::<f32>());
     let key_sum = sums.fold(0.0, f32::max);
     let scale = request.scale.unwrap_or(1.0 / (g.dim_k as f32).sqrt());
-    let score_error = scale * largest(request.queries) * key_sum * (2.0_f32.powi(-15) + 2.0_f32.powi(-20));
+    let steps = match request.factors {
+        Factors::Bits8 => 127.0,
+        Factors::Bits16 => 32512.0,
+    };
+    let score_error = scale * largest(request.queries) * key_sum * (1.0 / steps + 2.0_f32.powi(-20));
     let exact = 2.0 * score_error + 2.0_f32.powi(-18);
-    let bound = largest(&values) * (exact + 3.0 * 32.0 / 65024.0);
+    let bound = largest(&values) * (exact + 3.0 * 16.0 / steps);
     let squares: f32 = found.iter().zip(&expected).map(|(a, b)| (a - b) * (a - b)).sum();
     let typical = (squares / found.len() as f32).sqrt();
-    assert!(typical <= largest(&values) * (exact + 2.0_f32.powi(-14)), "{what}: outputs are off by {typical}");
+    assert!(typical <= largest(&values) * (exact + 2.0 / steps), "{what}: outputs are off by {typical}");
     for (at, (a, b)) in found.iter().zip(&expected).enumerate() {
         assert!((a - b).abs() <= bound, "{what}: output {at} is {a}, decoded rows give {b}, bound {bound}");
     }
@@ -68,6 +72,7 @@ fn every_codec_agrees_with_attention_on_decoded_rows() {
                 let what = format!("{} of {dim}, {group} queries a head, {tokens} tokens", case.name);
                 let one = &queries[..g.q_heads * dim];
                 check(&cache, &Attention::of(one), &what);
+                check(&cache, &Attention::of(one).with_factors(Factors::Bits8), &format!("{what}, factors of 8 bits"));
                 let some = tokens.min(11 - index);
                 let many = Attention::of(&queries[..some * g.q_heads * dim]);
                 check(&cache, &many, &what);
@@ -298,12 +303,37 @@ fn a_used_workspace_gives_the_same_bits() {
             let fresh = KvRows { keys: &all.0[..3 * g.key_width()], values: &all.1[..3 * g.value_width()] };
             let sliding = Attention { mask: Mask::Sliding(2), ..many };
             let full = Attention { mask: Mask::Full, ..many };
-            for (index, request) in [many, sliding, one, full, many.with_fresh(fresh), one].iter().enumerate() {
+            let coarse = many.with_factors(Factors::Bits8);
+            for (index, request) in [many, sliding, one, coarse, full, many.with_fresh(fresh), one].iter().enumerate() {
                 for isa in [Isa::Avx512, Isa::Portable] {
                     let what = format!("{}, {tokens} tokens, request {index} in {isa:?}", case.name);
                     assert_eq!(attend_in(&mut used, &cache, request, isa), attend(&cache, request, isa), "{what}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn factors_of_eight_bits_cost_little_beside_codes_of_four() {
+    let kernels = has_kernels();
+    let off = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+    for (kv_heads, group) in [(8, 1), (2, 4), (2, 7)] {
+        let g = KvGeometry { kv_heads, q_heads: kv_heads * group, dim_k: 128, dim_v: 128 };
+        let (all, queries) = (rows(g, 700, 17), gaussian(18, 3 * g.q_heads * 128));
+        let outputs = |name: &str, factors: Factors| {
+            let method: KvMethod = name.parse().unwrap();
+            let mut cache = method.cache(g, KeyStorage::PostRope, method.policy(), None).unwrap();
+            append(&mut cache, &all, 0..700);
+            attend(&cache, &Attention::of(&queries).with_factors(factors), Isa::Avx512)
+        };
+        let exact = outputs("f32", Factors::Bits16);
+        assert_eq!(outputs("f32", Factors::Bits8), exact, "floats are multiplied as they are");
+        for name in ["int4-g128", "int4-min", "int4-g32-min", "rotated:int4-min", "mxfp4", "nvfp4", "int2-min"] {
+            let (fine, coarse) = (outputs(name, Factors::Bits16), outputs(name, Factors::Bits8));
+            let (of_codes, of_factors) = (off(&fine, &exact), off(&coarse, &fine));
+            assert!(of_factors < of_codes / 5.0, "{name}, {group} queries a head: {of_factors} beside {of_codes}");
+            assert_eq!(of_factors > 0.0, kernels, "{name}: the choice has an effect where there are kernels");
         }
     }
 }

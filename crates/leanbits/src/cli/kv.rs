@@ -2,7 +2,7 @@
 
 use super::output::{Failure, print_json, print_text};
 use clap::Args;
-use kv_cache_quant::KvMethod;
+use kv_cache_quant::{Factors, KvMethod};
 use leanbits::{KeyPlace, KvOptions, Progress, kv_cache_quant};
 use std::path::PathBuf;
 
@@ -57,6 +57,9 @@ pub(crate) struct Kv {
     /// Keep keys as they are before the rotary turn
     #[arg(long)]
     pre_rope: bool,
+    /// Bits that attention rounds queries and weights to where it multiplies with integer codes: 8 for speed
+    #[arg(long, value_name = "8|16", default_value = "16", value_parser = parse_factors)]
+    factors: Factors,
     /// Also give PM-KVQ so many bytes for all layers at --context tokens, and print who gets which width
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     budget: Option<u64>,
@@ -71,6 +74,7 @@ pub(super) fn kv(args: &Kv, json: bool, progress: &mut dyn Progress) -> Result<(
         keys: if args.pre_rope { KeyPlace::BeforeRope } else { KeyPlace::AfterRope },
         sinks: args.sinks.map(|n| n as usize),
         window: args.window.map(|n| n as usize),
+        factors: args.factors,
         budget: args.budget,
         calibration: args.calib.clone(),
         calibration_tokens: args.calib_tokens as usize,
@@ -96,6 +100,14 @@ pub(super) fn kv(args: &Kv, json: bool, progress: &mut dyn Progress) -> Result<(
 
 fn parse_codec(text: &str) -> Result<KvMethod, String> {
     text.parse::<KvMethod>().map_err(|error| error.to_string())
+}
+
+fn parse_factors(text: &str) -> Result<Factors, String> {
+    match text {
+        "8" => Ok(Factors::Bits8),
+        "16" => Ok(Factors::Bits16),
+        _ => Err("expected 8 or 16".to_owned()),
+    }
 }
 
 /// A number of bytes, with a unit if it ends in one.

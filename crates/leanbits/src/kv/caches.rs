@@ -5,7 +5,7 @@ use super::slot::{Meter, Slot};
 use crate::Error;
 use crate::models::{Config, Decoder, Error as ModelError, Hidden, KvState, RopeScaling, eval::Predictor};
 use crate::recipe::{KeyPlace, KvCacheChoice};
-use kv_cache_quant::{KeyStorage, KvGeometry, KvPolicy, QuantizedKv, RopePairing, RopeTable};
+use kv_cache_quant::{Factors, KeyStorage, KvGeometry, KvPolicy, QuantizedKv, RopePairing, RopeTable};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(crate) struct Caches {
     pub(crate) layers: Vec<QuantizedKv>,
     /// Takes keys back to before the rotary turn, where they are kept so.
     pub(crate) turn: Option<Arc<RopeTable>>,
+    /// How attention rounds queries and weights.
+    pub(crate) factors: Factors,
 }
 
 /// The sizes of one layer's cache, in the terms of the cache's crate.
@@ -60,13 +62,14 @@ impl Caches {
             choice.method.cache(geometry(config), storage, policy, seen.as_ref()).map_err(refused)
         };
         let layers = (0..config.layers).map(layer).collect::<Result<_, _>>()?;
-        Ok(Self { name, layers, turn })
+        Ok(Self { name, layers, turn, factors: Factors::default() })
     }
 
     /// Caches for one text.
     pub(crate) fn state(&self, config: &Config, meter: Option<&Arc<Meter>>) -> KvState {
         KvState::with(config, |layer, _| {
-            Box::new(Slot::new(layer, self.layers[layer].clone(), self.turn.clone(), meter.cloned()))
+            let cache = self.layers[layer].clone();
+            Box::new(Slot::new(layer, cache, self.turn.clone(), self.factors, meter.cloned()))
         })
     }
 }

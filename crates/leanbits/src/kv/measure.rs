@@ -5,7 +5,7 @@ use crate::Error;
 use crate::models::{Config, Decoder, KeyValues, Observer};
 use crate::recipe::KeyPlace;
 use kv_cache_quant::{
-    Attention, FullPrecision, KeyStorage, KvCacheLayer, KvPolicy, KvRows, Positions, QuantizedKv, Workspace,
+    Attention, Factors, FullPrecision, KeyStorage, KvCacheLayer, KvPolicy, KvRows, Positions, QuantizedKv, Workspace,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -101,7 +101,7 @@ impl Baseline {
 
     /// How many times faster a cache attends than this one does over as many tokens; by turns, so that other work on
     /// the machine slows both.
-    fn speedup(&self, cache: &QuantizedKv) -> Result<f64, kv_cache_quant::Error> {
+    fn speedup(&self, cache: &QuantizedKv, factors: Factors) -> Result<f64, kv_cache_quant::Error> {
         let mut baseline = self.cache.clone();
         baseline.truncate(cache.len().min(ATTENDED))?;
         let geometry = cache.geometry();
@@ -110,7 +110,7 @@ impl Baseline {
         for round in 0..=REPEATS {
             for (cache, times) in [&baseline, cache].into_iter().zip(&mut times) {
                 let start = Instant::now();
-                cache.attend(&Attention::of(&self.queries), &mut out, &mut workspace)?;
+                cache.attend(&Attention::of(&self.queries).with_factors(factors), &mut out, &mut workspace)?;
                 if round > 0 {
                     times.push(start.elapsed().as_secs_f64());
                 }
@@ -137,7 +137,7 @@ pub(super) fn measure(caches: &Caches, sample: &Sample, baseline: &Baseline) -> 
     let layers: f64 = kinds.iter().map(|(_, count)| f64::from(*count)).sum();
     for (at, (cache, count)) in kinds.into_iter().enumerate() {
         let place = if caches.turn.is_some() { KeyPlace::BeforeRope } else { KeyPlace::AfterRope };
-        let found = fill(cache.clone(), place, sample, (at == 0).then_some(baseline))
+        let found = fill(cache.clone(), place, sample, (at == 0).then_some((baseline, caches.factors)))
             .map_err(|source| Error::KvCache { what: caches.name.clone(), source: Box::new(source) })?;
         measured.bits += found.bits * f64::from(count) / layers;
         for (sum, bytes) in measured.bytes_per_token.iter_mut().zip(found.bytes_per_token) {
@@ -155,7 +155,7 @@ fn fill(
     mut cache: QuantizedKv,
     place: KeyPlace,
     sample: &Sample,
-    baseline: Option<&Baseline>,
+    baseline: Option<(&Baseline, Factors)>,
 ) -> Result<Measured, kv_cache_quant::Error> {
     let geometry = cache.geometry();
     let widths = [geometry.key_width(), geometry.value_width()];
@@ -182,13 +182,13 @@ fn fill(
             measured.bytes_per_token[mark] = Some(report.total() as f64 / cache.len() as f64);
         }
         if cache.len() == ATTENDED
-            && let Some(baseline) = baseline
+            && let Some((baseline, factors)) = baseline
         {
-            measured.attend_speedup = baseline.speedup(&cache)?;
+            measured.attend_speedup = baseline.speedup(&cache, factors)?;
         }
     }
-    if let Some(baseline) = baseline.filter(|_| cache.len() < ATTENDED && !cache.is_empty()) {
-        measured.attend_speedup = baseline.speedup(&cache)?;
+    if let Some((baseline, factors)) = baseline.filter(|_| cache.len() < ATTENDED && !cache.is_empty()) {
+        measured.attend_speedup = baseline.speedup(&cache, factors)?;
     }
     let (report, (keys, values)) = (cache.bytes(), cache.sealed());
     let sealed = (keys * widths[0] + values * widths[1]).max(1);

@@ -33,7 +33,7 @@ use crate::models::eval::{Predictor, WindowOptions, Windows, compare};
 use crate::models::{Config, Text};
 use crate::recipe::{Calibration, KeyPlace, KvCacheChoice};
 use crate::{Error, Progress};
-use kv_cache_quant::KvMethod;
+use kv_cache_quant::{Factors, KvMethod};
 use measure::{Baseline, Measured, Sample};
 use slot::Meter;
 use std::cell::RefCell;
@@ -51,6 +51,8 @@ pub struct KvOptions {
     pub sinks: Option<usize>,
     /// Newest tokens in full precision; each method's own if `None`.
     pub window: Option<usize>,
+    /// How attention rounds queries and weights where it multiplies with integer codes.
+    pub factors: Factors,
     /// Bytes of the caches of all layers at `context` tokens: PM-KVQ with this budget is measured too.
     pub budget: Option<u64>,
     /// A text to calibrate methods on that need it.
@@ -70,6 +72,7 @@ impl Default for KvOptions {
             keys: KeyPlace::AfterRope,
             sinks: None,
             window: None,
+            factors: Factors::default(),
             budget: None,
             calibration: None,
             calibration_tokens: 16384,
@@ -163,6 +166,7 @@ pub fn kv(
         };
         let seen = trained.as_deref().or(seen);
         let mut caches = Caches::new(choice, config, positions, seen, budgets.as_deref())?;
+        caches.factors = options.factors;
         if let Some(budgets) = &budgets {
             caches.name = format!("{} in {}", choice.method, crate::table::bytes(budgets.iter().sum()));
             schedule = Some(budget::schedule(&caches.layers, budgets, &sample, choice.tokens.unwrap_or(context))?);

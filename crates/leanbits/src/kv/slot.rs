@@ -2,8 +2,8 @@
 
 use crate::models::{BoxError, KvCache, KvRows as ModelRows, KvScratch, KvStep};
 use kv_cache_quant::{
-    Attention, FullPrecision, KeyStorage, KvCacheLayer, KvMethod, KvPolicy, KvRows, Mask, Positions, QuantizedKv,
-    RopeTable, Workspace,
+    Attention, Factors, FullPrecision, KeyStorage, KvCacheLayer, KvMethod, KvPolicy, KvRows, Mask, Positions,
+    QuantizedKv, RopeTable, Workspace,
 };
 use std::sync::{Arc, Mutex};
 
@@ -48,6 +48,7 @@ pub(crate) struct Slot {
     layer: usize,
     cache: QuantizedKv,
     turn: Option<Arc<RopeTable>>,
+    factors: Factors,
     /// Exact rows beside it, and where to write how far attention is off.
     exact: Option<(QuantizedKv, Arc<Meter>)>,
     workspace: Workspace,
@@ -60,12 +61,13 @@ impl Slot {
         layer: usize,
         cache: QuantizedKv,
         turn: Option<Arc<RopeTable>>,
+        factors: Factors,
         meter: Option<Arc<Meter>>,
     ) -> Self {
         let policy = KvPolicy { precision: FullPrecision::F32, ..KvPolicy::default() };
         let plain = || KvMethod::Plain.cache(cache.geometry(), KeyStorage::PostRope, policy, None).ok();
         let exact = meter.and_then(|meter| plain().map(|plain| (plain, meter)));
-        Self { layer, cache, turn, exact, workspace: Workspace::default(), keys: Vec::new(), out: Vec::new() }
+        Self { layer, cache, turn, factors, exact, workspace: Workspace::default(), keys: Vec::new(), out: Vec::new() }
     }
 
     /// Keys as they are stored, of tokens that follow those held.
@@ -111,7 +113,7 @@ impl KvCache for Slot {
         let position = self.cache.len();
         self.take_back(step.new.keys)?;
         let fresh = KvRows { keys: &self.keys, values: step.new.values };
-        let request = Attention { mask, ..Attention::of(step.queries).with_fresh(fresh) };
+        let request = Attention { mask, ..Attention::of(step.queries).with_fresh(fresh).with_factors(self.factors) };
         self.cache.attend(&request, out, &mut self.workspace)?;
         self.cache.append(fresh, Positions::Next)?;
         if let Some((plain, meter)) = &mut self.exact {
