@@ -7,8 +7,8 @@
 
 use criterion::Criterion;
 use kv_cache_quant::{
-    Attention, Codec, KeyStorage, KvCacheLayer, KvGeometry, KvMethod, KvPolicy, KvRows, PmKvq, PmKvqConfig, Positions,
-    QuantizedKv, TokenFormat, Workspace,
+    Attention, Codec, Factors, KeyStorage, KvCacheLayer, KvGeometry, KvMethod, KvPolicy, KvRows, PmKvq, PmKvqConfig,
+    Positions, QuantizedKv, TokenFormat, Workspace,
 };
 use leanbits_benches::floors::{aligned, narrow4, narrow8, read};
 use leanbits_benches::{Case, print_table, process_seconds, weights};
@@ -35,6 +35,14 @@ const METHODS: [[&str; 2]; 13] = [
     ["nvfp4", "reading nvfp4"],
     ["rotated:int4-min", "reading rotated:int4-min"],
     ["kivi:2", "reading kivi:2"],
+];
+/// Those that are also measured with factors of 8 bits, and what they are called then.
+const COARSE: [[&str; 2]; 5] = [
+    ["int8", "int8, 8-bit factors"],
+    ["int4-g128", "int4-g128, 8-bit factors"],
+    ["int4-g32-min", "int4-g32-min, 8-bit factors"],
+    ["int2-min", "int2-min, 8-bit factors"],
+    ["nvfp4", "nvfp4, 8-bit factors"],
 ];
 const ROUNDS: usize = 15;
 
@@ -90,9 +98,16 @@ fn methods() -> Vec<[&'static str; 2]> {
     METHODS.into_iter().filter(|[method, _]| is_named(method)).collect()
 }
 
+/// What a method is called with factors of 8 bits, where it is measured with them.
+fn coarse(method: &str) -> Option<&'static str> {
+    COARSE.into_iter().find(|[of, _]| *of == method).map(|[_, name]| name)
+}
+
 /// Attention of one query.
+#[derive(Clone)]
 struct Step {
     cache: QuantizedKv,
+    factors: Factors,
     query: Vec<f32>,
     out: Vec<f32>,
     workspace: Workspace,
@@ -102,11 +117,12 @@ impl Step {
     fn new(method: &str, geometry: KvGeometry) -> Self {
         let query: Vec<f32> = weights(geometry.q_heads * DIM).iter().map(|x| 100.0 * x).collect();
         let out = vec![0.0; query.len()];
-        Self { cache: filled(method, geometry), query, out, workspace: Workspace::default() }
+        let (cache, factors) = (filled(method, geometry), Factors::default());
+        Self { cache, factors, query, out, workspace: Workspace::default() }
     }
 
     fn run(&mut self) {
-        let request = Attention::of(&self.query);
+        let request = Attention::of(&self.query).with_factors(self.factors);
         self.cache.attend(&request, &mut self.out, &mut self.workspace).expect("the query fits");
     }
 
@@ -152,10 +168,17 @@ fn attention(kv_heads: usize, q_heads: usize) {
             black_box(read(codes));
         }));
     }
+    // Those with other factors come last, as they read the same pages, which must not be in a cache still.
+    let mut last = Vec::new();
     for ([method, _], mut step) in methods().iter().zip(steps) {
         let bits = bits(step.bytes());
+        if let Some(name) = coarse(method) {
+            let mut step = Step { factors: Factors::Bits8, ..step.clone() };
+            last.push(Case::ours(name, bits, elements, move || step.run()));
+        }
         cases.push(Case::ours(method, bits, elements, move || step.run()));
     }
+    cases.append(&mut last);
     let title = format!(
         "Attention of one query, {q_heads} heads over {kv_heads} key-value heads of {DIM}, {TOKENS} tokens, one thread, \
          GB/s of the cache as f32"
