@@ -52,6 +52,8 @@ const STEPS: &[Step] = &[
         name: "demo",
         summary: "the demonstration runs",
         run: |ci| {
+            // There is none where cargo builds elsewhere.
+            std::fs::create_dir_all(ci.root.join("target")).map_err(|error| format!("target: {error}"))?;
             // By the name of the program, so that features are those of the whole workspace, which is built by now.
             ci.cargo(&["run", "--release", "--bin", "leanbits", "--", "demo", "--svg", "target/leanbits-demo.svg"])
         },
@@ -64,7 +66,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "checked",
         summary: "tests of the crates below the models, all features, with overflow checks",
-        run: |ci| ci.test(&["--package", "quant-core", "--package", "quant-io", "--all-features"]),
+        run: |ci| {
+            let packages = ["--package", "quant-core", "--package", "quant-io", "--package", "kv-cache-quant"];
+            ci.test(&[&packages[..], &["--all-features"]].concat())
+        },
     },
     Step { name: "test", summary: "tests of the workspace", run: |ci| ci.test(&["--release", "--workspace"]) },
 ];

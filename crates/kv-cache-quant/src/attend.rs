@@ -21,8 +21,8 @@ pub enum Mask {
     Full,
 }
 
-/// How queries, and weights of values, are rounded where a cache [attends on codes](QuantizedKv::attends_on_codes) that are
-/// integers. Elsewhere they are f32.
+/// How the factors that integer codes are multiplied with, queries and weights of values, are rounded, where a cache
+/// [attends on codes](QuantizedKv::attends_on_codes). Elsewhere they are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Factors {
     /// To 16 bits: outputs are those of attention over decoded rows but for some 2⁻¹⁴ of the largest value.
@@ -48,7 +48,7 @@ pub struct Attention<'a> {
     pub mask: Mask,
     /// What scores are multiplied by; `None`: `1/√dim_k`.
     pub scale: Option<f32>,
-    /// How queries and weights are rounded.
+    /// How queries and weights are rounded where codes are integers.
     pub factors: Factors,
 }
 

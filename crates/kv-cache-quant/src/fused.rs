@@ -15,7 +15,8 @@
 //!   codes of a group have: when all of 64 products are off by half a step, each to the side of its code. As products fall
 //!   it is some 2⁻¹⁶ of the range.
 //!
-//! Everything else are the roundings of f32 sums in another order, and of an exponential good to 2⁻²².
+//! Everything else are the roundings of f32 sums in another order, and of an exponential good to 2⁻²². With [`Factors::Bits8`] it is 127
+//! where 32512 stands here.
 
 mod avx512;
 mod generated {

@@ -22,10 +22,12 @@ for_each_isa! {
 /// What sums relative to two largest scores are to be multiplied with, to be relative to the larger one.
 fn rescaling(own: f32, its: f32) -> (f64, f64) {
     let far = |low: f32, high: f32| (f64::from(low) - f64::from(high)).exp();
-    match own.total_cmp(&its) {
-        _ if its == f32::NEG_INFINITY => (1.0, 0.0),
-        std::cmp::Ordering::Less => (far(own, its), 1.0),
-        _ => (1.0, far(its, own)),
+    if its == f32::NEG_INFINITY {
+        (1.0, 0.0)
+    } else if own < its {
+        (far(own, its), 1.0)
+    } else {
+        (1.0, far(its, own))
     }
 }
 
