@@ -26,6 +26,7 @@ mod ints;
 mod kernels;
 mod merge;
 mod plan;
+mod queries;
 mod runs;
 mod softmax;
 mod weights;
@@ -38,10 +39,11 @@ use crate::pages::Order;
 use crate::side::{Side, Span, SpanKind};
 use crate::{FullPrecision, KeyStorage, KvGeometry, Mask};
 use avx512::{Avx512, Rows};
-use ints::{IntPlan, IntQueries};
+use ints::IntPlan;
 use kernels::Turned;
 use plan::{LANES, Plan, Queries};
 use quant_core::kernels::Isa;
+use queries::IntQueries;
 use rayon::prelude::*;
 use runs::{Meta, Run, runs};
 use std::ops::Range;
@@ -365,7 +367,7 @@ impl Shared<'_> {
             Prepared {
                 sealed: (!transposed && form.ints.is_none()).then(|| Queries::new(&form.plan, &sealed)),
                 exact: has_exact.then(|| Queries::new(&self.keys.exact.plan, &of(rows.as_slice()))),
-                ints: form.ints.as_ref().map(|plan| IntQueries::new(plan, form.plan.rows.group, &sealed)),
+                ints: form.ints.as_ref().map(|plan| IntQueries::new(self.kernels, plan, form.plan.rows.group, &sealed)),
                 weights: if transposed { sealed.concat() } else { Vec::new() },
                 constants: std::array::from_fn(|i| if i < size { constants[(first + i) * heads + head] } else { 0.0 }),
             }

@@ -1,4 +1,4 @@
-//! Products with rows of integers, or of E2M1 in steps of 1/2, in AVX-512 (VNNI): where they lie in a register, and queries and weights for it.
+//! Products with rows of integers, or of E2M1 in steps of 1/2, in AVX-512 (VNNI): where they lie in a register.
 //!
 //! An instruction multiplies four bytes of each of 16 lanes and adds them up. Of keys, 16 tokens are the lanes, and a lane's
 //! bytes are four bytes of its row; of values, bytes of the row are the lanes, and a lane's bytes are those of four tokens.
@@ -133,77 +133,4 @@ impl IntPlan {
     pub(super) fn gather(&self, sums: &[f32], members: usize, member: usize, out: &mut [f32]) {
         super::plan::gather(&self.places, sums, members, member, out);
     }
-}
-
-/// Up to four queries of one head, as integers.
-#[derive(Clone, Debug)]
-pub(super) struct IntQueries {
-    pub(super) members: usize,
-    /// `[word][field][member][high, low]`: four signed bytes each; a query is `(256 · high + low) · step`. Of 8 bits there is no
-    /// high byte.
-    pub(super) words: Vec<i32>,
-    /// `[block][member]`: sums of the elements of each group, in steps.
-    pub(super) sums: Vec<f32>,
-    /// The same times the least integer.
-    pub(super) least: Vec<i32>,
-    pub(super) steps: Vec<f32>,
-}
-
-impl IntQueries {
-    /// Queries with the scale of scores in them.
-    pub(super) fn new(plan: &IntPlan, group: usize, queries: &[&[f32]]) -> Self {
-        let steps: Vec<f32> = queries.iter().map(|query| step(query, plan.most_steps())).collect();
-        // Adding the constant rounds to an integer, ties to even.
-        let rounded = |x: f32| (x + 12_582_912.0) - 12_582_912.0;
-        let in_steps = |query: &[f32], step: f32| -> Vec<f32> { query.iter().map(|x| rounded(x / step)).collect() };
-        let queries: Vec<Vec<f32>> = queries.iter().zip(&steps).map(|(query, step)| in_steps(query, *step)).collect();
-        let (fields, parts) = (plan.fields(), plan.parts);
-        let mut words = vec![0; plan.words() * fields * queries.len() * parts];
-        for (member, query) in queries.iter().enumerate() {
-            // Of every word, a field's four elements.
-            for (elements, words) in
-                query.chunks_exact(4 * fields).zip(words.chunks_exact_mut(fields * queries.len() * parts))
-            {
-                for field in 0..fields {
-                    let bytes: [[i8; 2]; 4] = std::array::from_fn(|byte| split(elements[byte * fields + field]));
-                    let words = &mut words[(field * queries.len() + member) * parts..][..parts];
-                    for (part, word) in (2 - parts..2).zip(words) {
-                        *word = i32::from_le_bytes(bytes.map(|bytes| bytes[part].cast_unsigned()));
-                    }
-                }
-            }
-        }
-        let (mut sums, mut least) = (Vec::new(), Vec::new());
-        for block in 0..plan.blocks {
-            for query in &queries {
-                let group = query[block * group..].iter().take(group);
-                let sum: f64 = group.map(|&x| f64::from(x)).sum();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "rounded once; products fit, see `PackedRows::integers`"
-                )]
-                let (sum, product) = (sum as f32, (sum * f64::from(plan.integers.least)) as i32);
-                sums.push(sum);
-                least.push(product);
-            }
-        }
-        Self { members: queries.len(), words, sums, least, steps }
-    }
-}
-
-/// The step that a query is counted in, at most so many from 0.
-fn step(query: &[f32], most: f32) -> f32 {
-    let largest = query.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-    // A step whose reciprocal is not finite would be lost on scores anyway.
-    if largest > f32::MIN_POSITIVE * most { largest / most } else { 1.0 }
-}
-
-/// The two bytes of a number of steps, the high one first.
-fn split(steps: f32) -> [i8; 2] {
-    #[expect(clippy::cast_possible_truncation, reason = "at most 32512")]
-    let steps = steps as i32;
-    let high = (steps + 128) >> 8;
-    #[expect(clippy::cast_possible_truncation, reason = "both are within a byte, as |steps| is at most 32512")]
-    let parts = [high as i8, (steps - 256 * high) as i8];
-    parts
 }

@@ -3,8 +3,9 @@
 
 use super::avx512::{Avx512, Rows, ask_for_line, load_floats, load_words, prefetch, store};
 use super::generated::attention::{dot_tiles, interleave, weigh_tiles};
-use super::ints::{IntPlan, IntQueries, RUN};
+use super::ints::{IntPlan, RUN};
 use super::plan::LANES;
+use super::queries::IntQueries;
 use std::arch::x86_64::*;
 use std::ops::Range;
 

@@ -131,7 +131,7 @@ fn store_words(words: __m512i, out: &mut [i32; LANES]) {
 /// Numbers of 8 bits, in their order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn bytes(n: [__m512i; RUN / LANES]) -> __m512i {
+pub(super) fn bytes(n: [__m512i; RUN / LANES]) -> __m512i {
     let bytes = _mm512_packs_epi16(_mm512_packs_epi32(n[0], n[1]), _mm512_packs_epi32(n[2], n[3]));
     // Four of number `4 v + l` are word `v` of quarter `l`.
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

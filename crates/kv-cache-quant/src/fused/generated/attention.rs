@@ -4,9 +4,10 @@
 #![expect(unsafe_code, reason = "loads through pointers")]
 
 use super::super::avx512::{Rows, prefetch};
-use super::super::ints::{IntPlan, IntQueries};
+use super::super::ints::IntPlan;
 use super::super::kernels::{Line, PADDED, Turned, dot_tile, pad, signs, start, weigh_tile};
 use super::super::plan::LANES;
+use super::super::queries::IntQueries;
 use std::arch::x86_64::*;
 
 /// Vectors that are read at once.
