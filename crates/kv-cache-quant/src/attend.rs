@@ -29,7 +29,8 @@ pub enum Factors {
     #[default]
     Bits16,
     /// To 8 bits, for half of the multiplications, which is what takes time where several queries read a head. Scores change by
-    /// at most `scale · max|q| · Σ|k| / 254`: beside the rounding of codes of 4 bits or less this is small.
+    /// at most `scale · max|q| · Σ|k| / 254`, products of weights and scales by 1/254 of the largest of 64 tokens: beside the
+    /// rounding of codes of 4 bits or less this is small.
     Bits8,
 }
 

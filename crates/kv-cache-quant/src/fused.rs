@@ -16,7 +16,7 @@
 //!   it is some 2⁻¹⁶ of the range.
 //!
 //! Everything else are the roundings of f32 sums in another order, and of an exponential good to 2⁻²². With [`Factors::Bits8`] it is 127
-//! where 32512 stands here.
+//! where 32512 stands here, and 254 for 65024.
 
 mod avx512;
 mod generated {
@@ -275,6 +275,8 @@ impl Shared<'_> {
                 let start = job % splits * SPLIT;
                 self.job(&blocks[job / splits], start.saturating_sub(lead)..total.min(start + SPLIT - lead))
             };
+            // Those of many queries are large, and cost little beside what they are for.
+            let keeps = count == 1;
             let outs = &mut out[first * out_width..end * out_width];
             if in_parallel {
                 let blocks: Vec<Block> = firsts.par_iter().map(block).collect();
@@ -286,10 +288,12 @@ impl Shared<'_> {
                         let mut total = self.nothing(block);
                         partials.iter().for_each(|partial| block.add_split(&mut total, partial));
                         self.finish(block, &total, out);
+                        if keeps {
+                            give_back(&self.pool.partials, [total]);
+                        }
                     },
                 );
-                // Those of many queries are large, and cost little beside what they are for.
-                if count == 1 {
+                if keeps {
                     give_back(&self.pool.partials, partials);
                 }
             } else {

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{heldout, run, tiny_llama, write_llama};
+use leanbits::kv_cache_quant::{KeyStorage, KvGeometry, KvMethod, KvPolicy};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,25 @@ fn a_full_precision_cache_changes_nothing_and_fewer_bits_change_more() {
         let bytes = number(&four["bytes_per_token"][length]);
         assert!((720.0..750.0).contains(&bytes), "{bytes} at {length}");
     }
+}
+
+#[test]
+fn factors_of_eight_bits_change_little_and_only_where_codes_are_multiplied() {
+    let of = |factors: &str| {
+        let more = ["--codec", "f32,int4-min", "--context", "128", "--tokens", "127", "--factors", factors, "--json"];
+        let report = run(kv(&tiny_llama(), &more)).json();
+        ["f32", "int4-min"].map(|codec| number(&row(&report, codec)["attn_err_mean"]))
+    };
+    let ([plain, fine], [other_plain, coarse]) = (of("16"), of("8"));
+    assert_eq!(plain, other_plain, "floats are multiplied as they are");
+    let cache = "int4-min".parse::<KvMethod>().unwrap().cache(
+        KvGeometry { kv_heads: 1, q_heads: 1, dim_k: 32, dim_v: 32 },
+        KeyStorage::PostRope,
+        KvPolicy::default(),
+        None,
+    );
+    assert_eq!(fine != coarse, cache.unwrap().attends_on_codes(), "{fine} and {coarse}");
+    assert!((fine / coarse - 1.0).abs() < 0.02, "{fine} and {coarse}");
 }
 
 #[test]
@@ -143,6 +163,7 @@ fn what_cannot_be_measured_is_refused() {
     run(kv(&model, &["--budget", "1MiB"])).fails_with_hint(2, &["pm-kvq"], "--calib");
     run(kv(&model, &["--codec", "kiwi:2"])).fails_with_hint(2, &["kiwi:2"], "leanbits kv --help");
     run(kv(&model, &["--budget", "many"])).fails(2, &["--budget"]);
+    run(kv(&model, &["--factors", "12"])).fails(2, &["--factors", "8 or 16"]);
     run(kv(&model, &["--codec", "int4-min", "--context", "1"])).fails(2, &["--context"]);
     run(kv(&folder.path().join("none"), &[])).fails(1, &["none"]);
     run(args!["kv", model, "--text", folder.path().join("none")]).fails_with_hint(1, &["none"], "path");

@@ -19,6 +19,15 @@ for_each_isa! {
     }
 }
 
+for_each_isa! {
+    /// `sums = own · sums`, where vectors of so many members alternate.
+    fn rescale(own: &[f32], sums: &mut [f32]) {
+        for (sums, own) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(own.iter().cycle()) {
+            sums.iter_mut().for_each(|sum| *sum *= own);
+        }
+    }
+}
+
 /// What sums relative to two largest scores are to be multiplied with, to be relative to the larger one.
 fn rescaling(own: f32, its: f32) -> (f64, f64) {
     let far = |low: f32, high: f32| (f64::from(low) - f64::from(high)).exp();
@@ -53,20 +62,16 @@ impl Block {
         }
         for (rows, next) in total.rows.iter_mut().zip(&next.rows) {
             rows.resize(rows.len().max(next.len()), 0.0);
-            let zeros;
-            let next = match next.as_slice() {
-                [] => {
-                    zeros = vec![0.0; rows.len()];
-                    &zeros
-                }
-                next => next,
-            };
             let width = rows.len() / places;
             for first in (0..places).step_by(self.members) {
                 for &(member, size) in &self.packs {
                     let pack = first + member..first + member + size;
                     let part = pack.start * width..pack.end * width;
-                    add_rescaled(&own[pack.clone()], &its[pack], &next[part.clone()], &mut rows[part]);
+                    if next.is_empty() {
+                        rescale(&own[pack], &mut rows[part]);
+                    } else {
+                        add_rescaled(&own[pack.clone()], &its[pack], &next[part.clone()], &mut rows[part]);
+                    }
                 }
             }
         }
